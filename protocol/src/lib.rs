@@ -1,0 +1,2 @@
+//! What BullMQ and mPanel keep in Redis.
+pub mod ids;
