@@ -9,7 +9,7 @@
             1 duplicate id, 2 deduplicated; or [false, negative code]
   Errors    -5 the parent is missing, -7 the id belongs to a job with another living parent
   Events    added, then waiting | delayed | waiting-children; duplicated; deduplicated, debounced (v5)
-  Cost      O(jobs); callers send at most 1000 a call
+  Cost      O(jobs); callers send at most 200 a call
   Cluster   all keys share the hash tag of the queue
 ]]
 local now, peer, jobs = unpack(cmsgpack.unpack(ARGV[1]))

@@ -24,6 +24,13 @@ impl TimestampMs {
     }
 }
 
+/// Where the time comes from. The crate only names it; who calls scripts passes
+/// one in, so that tests can move time and servers an hour apart agree.
+pub trait Clock: Send + Sync + std::fmt::Debug {
+    /// The time now.
+    fn now(&self) -> TimestampMs;
+}
+
 /// A span in whole milliseconds, saturating.
 #[must_use]
 pub fn millis(span: Duration) -> i64 {

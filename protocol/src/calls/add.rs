@@ -14,9 +14,9 @@ use crate::{
     wire::{self, MaybeText, OrFalse},
 };
 
-/// Most jobs a caller should put into one call: a script's time is bounded
-/// (decision 24), and so is what Redis buffers for one argument.
-pub const JOBS_PER_CALL: usize = 1000;
+/// Most jobs a caller should put into one call, so that the script stays below
+/// 5 ms with small jobs. More jobs go as several calls, sent together.
+pub const JOBS_PER_CALL: usize = 200;
 
 /// One job to store. The caller has validated id, priority and options.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,8 +15,8 @@ use crate::{
     wire::{self, MaybeText, OrFalse},
 };
 
-/// Most slots of one call.
-pub const SLOTS_PER_CALL: u32 = 1000;
+/// Most slots of one call, so that the script stays below 5 ms with small jobs.
+pub const SLOTS_PER_CALL: u32 = 128;
 
 /// How many jobs to start, and as whom.
 #[derive(Debug, Clone)]
