@@ -1,6 +1,7 @@
 //! A private redis-server: own temp dir, own port, gone when dropped.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -195,7 +196,10 @@ impl RedisServer {
 
     async fn launch(&self) -> Result<(), TestkitError> {
         let mut command = tied(&self.binary, "KILL", None)?;
-        command.arg(&self.config).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        // What it says before it has opened its own log, above all about its configuration.
+        let early = std::fs::File::options().create(true).append(true).open(&self.log);
+        let early = early.map_err(TestkitError::file("open", &self.log))?;
+        command.arg(&self.config).stdout(Stdio::null()).stderr(early);
         let process = Guarded::start("redis-server", command)?;
         let answered = eventually("PONG of redis-server", PATIENCE, || async {
             match process.exited() {

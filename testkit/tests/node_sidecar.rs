@@ -27,13 +27,15 @@ async fn a_job_is_added_and_read_back_on_all_versions() {
     let (_redis, node) = environment().await;
     for version in BullVersion::ALL {
         let queue = node.queue(version, version.alias());
-        let added = queue.add("mail", json!({"to": "ü"}), json!({"attempts": 3, "jobId": "m1"})).await.unwrap();
+        let added =
+            queue.add("mail", json!({"to": "ü"}), json!({"attempts": 3, "jobId": "m1"})).await.unwrap();
         assert_eq!(added.id, "m1");
         let job = queue.job("m1").await.unwrap().unwrap();
         assert_eq!((job.name.as_str(), job.state.as_str()), ("mail", "waiting"));
         assert_eq!((&job.data, &job.opts["attempts"]), (&json!({"to": "ü"}), &json!(3)));
         assert_eq!((job.attempts_made, job.finished_on, job.returnvalue), (Some(0), None, Value::Null));
-        let bulk = vec![json!({"name": "a", "data": 1}), json!({"name": "b", "data": 2, "opts": {"delay": 60_000}})];
+        let bulk =
+            vec![json!({"name": "a", "data": 1}), json!({"name": "b", "data": 2, "opts": {"delay": 60_000}})];
         assert_eq!(queue.add_bulk(bulk).await.unwrap().len(), 2);
         let counts = queue.counts(&[]).await.unwrap();
         assert_eq!((counts["waiting"], counts["delayed"]), (2, 1));
@@ -102,7 +104,9 @@ async fn a_paused_queue_keeps_its_jobs() {
 async fn errors_of_node_and_deadlines_say_what_happened() {
     let (_redis, node) = environment().await;
     let refused = node.queue(BullVersion::V6, "a:b").open().await.unwrap_err();
-    assert!(matches!(&refused, TestkitError::Node { .. }) && refused.to_string().contains("cannot contain :"));
+    assert!(
+        matches!(&refused, TestkitError::Node { .. }) && refused.to_string().contains("cannot contain :")
+    );
     let queue = node.queue(BullVersion::V5_28, "quiet");
     queue.open_events().await.unwrap();
     queue.add("x", json!({}), json!({"jobId": "j"})).await.unwrap();

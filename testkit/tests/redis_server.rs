@@ -51,8 +51,13 @@ async fn a_frozen_server_answers_nothing_until_it_goes_on() {
 
 #[tokio::test]
 async fn config_lines_and_password_are_in_force() {
-    let redis =
-        RedisServer::builder().password("s3cret").appendonly(false).config("maxmemory 12mb").start().await.unwrap();
+    let redis = RedisServer::builder()
+        .password("s3cret")
+        .appendonly(false)
+        .config("maxmemory 12mb")
+        .start()
+        .await
+        .unwrap();
     let mut connection = connect(&redis.url()).await;
     let value: Vec<String> =
         redis::cmd("CONFIG").arg("GET").arg("maxmemory").query_async(&mut connection).await.unwrap();
