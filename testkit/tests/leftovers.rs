@@ -1,4 +1,5 @@
 //! Nothing outlives the test process, however it ends.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Our re-statement of mPanel's producer leaves in Redis what mPanel's own file left, key by key
 //! (`testkit/data/mpanel`), on both ends of the range of releases that mPanel may run.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,13 @@ use mpanel_testkit::{NodeSidecar, RedisServer};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
+/// Function of mPanel's file, and its arguments.
+type Call = (&'static str, Vec<Value>);
+
 /// One dump of mPanel's file, and the calls that made it.
 struct Case {
     name: &'static str,
-    calls: fn(&Value) -> Vec<(&'static str, Vec<Value>)>,
+    calls: fn(&Value) -> Vec<Call>,
 }
 
 const CASES: [Case; 14] = [
@@ -44,7 +48,7 @@ fn args(recorded: &Value) -> Vec<Value> {
     recorded.as_array().cloned().unwrap_or_default()
 }
 
-fn same_id_twice(recorded: &Value) -> Vec<(&'static str, Vec<Value>)> {
+fn same_id_twice(recorded: &Value) -> Vec<Call> {
     let first = args(recorded);
     let mut second = first.clone();
     second[0]["cores"] = json!(8);
@@ -52,7 +56,7 @@ fn same_id_twice(recorded: &Value) -> Vec<(&'static str, Vec<Value>)> {
 }
 
 /// The recorded arguments are empty here; the payloads are those of the single cases.
-fn one_of_each_then_stats(_: &Value) -> Vec<(&'static str, Vec<Value>)> {
+fn one_of_each_then_stats(_: &Value) -> Vec<Call> {
     let recorded = |case| args(&golden(case, BullVersion::V5)["argumentsPassed"]);
     vec![
         ("enqueueCloudPodCreate", recorded("enqueueCloudPodCreate")),

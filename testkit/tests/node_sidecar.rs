@@ -1,4 +1,5 @@
 //! The real npm bullmq in three versions, driven from here.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::time::Duration;
 

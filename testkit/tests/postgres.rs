@@ -1,4 +1,5 @@
 //! The private Postgres: databases, mPanel's schema, durability switch, restart.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use mpanel_testkit::{Postgres, TestkitError};
 use sqlx::{Connection, PgConnection, Row};

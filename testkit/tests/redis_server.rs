@@ -1,4 +1,5 @@
 //! The private Redis: its life, and that data outlive a restart.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::time::Duration;
 

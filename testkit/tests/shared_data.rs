@@ -1,5 +1,6 @@
 //! `testkit/data` holds copies of what the project's shared folder owns; where that folder is present beside
 //! the clone they must be equal to it, file by file. A clean clone has only the copies.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! Programs under test: lines, signals, end. A shell stands in for the worker.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
