@@ -12,10 +12,13 @@ use mpanel_protocol::{
     peer::Peer,
     script::ScriptError,
     state::JobState,
-    time::TimestampMs,
+    time::{TimestampMs, millis},
 };
 use redis::RedisError;
 use serde::Serialize;
+
+/// What BullMQ writes into the limiter to close it: 2^53 - 1.
+const RATE_LIMIT_FULL: i64 = 9_007_199_254_740_991;
 
 /// Why an admin call failed.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +162,57 @@ impl QueueAdmin {
     pub async fn resume(&self) -> Result<(), AdminError> {
         let mut shared = self.redis.shared().await?;
         Ok(manage::resume_queue(&mut shared.conn, &self.keys).await?)
+    }
+
+    /// Lets no worker start a job for `pause` (only queues with a limit heed it).
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn rate_limit(&self, pause: std::time::Duration) -> Result<(), AdminError> {
+        let mut shared = self.redis.shared().await?;
+        redis::cmd("SET")
+            .arg(self.keys.limiter())
+            .arg(RATE_LIMIT_FULL)
+            .arg("PX")
+            .arg(millis(pause))
+            .query_async::<()>(&mut shared.conn)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a rate limit that is in force; says whether there was one.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn end_rate_limit(&self) -> Result<bool, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(redis::cmd("DEL").arg(self.keys.limiter()).query_async(&mut shared.conn).await?)
+    }
+
+    /// At most so many active jobs over all workers.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn set_global_concurrency(&self, most: u32) -> Result<(), AdminError> {
+        self.set_meta(&[("concurrency", i64::from(most))]).await
+    }
+
+    /// At most so many starts in `window` over all workers.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn set_global_rate_limit(
+        &self,
+        most: u32,
+        window: std::time::Duration,
+    ) -> Result<(), AdminError> {
+        self.set_meta(&[("max", i64::from(most)), ("duration", millis(window))]).await
+    }
+
+    async fn set_meta(&self, fields: &[(&str, i64)]) -> Result<(), AdminError> {
+        let mut shared = self.redis.shared().await?;
+        redis::cmd("HSET").arg(self.keys.meta()).arg(fields).query_async::<()>(&mut shared.conn).await?;
+        Ok(())
     }
 
     /// Runs a finished job again.

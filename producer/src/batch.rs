@@ -61,6 +61,18 @@ impl Batcher {
             replies.push((caller.jobs.len(), caller.reply));
             jobs.extend(caller.jobs);
         }
+        if jobs.is_empty() {
+            let outcome = match self.redis.shared().await {
+                Ok(mut shared) => {
+                    self.introduce(&mut shared.conn).await.map_err(|e| EnqueueError::Refused(e.to_string()))
+                }
+                Err(error) => Err(error.into()),
+            };
+            for (_, reply) in replies {
+                let _ = reply.send(outcome.clone().map(|()| Vec::new()));
+            }
+            return;
+        }
         let mut results = self.store(&jobs, introduced).await.into_iter();
         for (count, reply) in replies {
             let own: Result<Vec<Added>, EnqueueError> = results.by_ref().take(count).collect();
@@ -75,22 +87,18 @@ impl Batcher {
             Ok(shared) => shared,
             Err(error) => return vec![Err(error.into()); jobs.len()],
         };
+        if !*introduced && let Err(error) = self.introduce(&mut shared.conn).await {
+            self.redis.report(&shared, &error).await;
+            return vec![Err(EnqueueError::Refused(error.to_string())); jobs.len()];
+        }
         let now = self.clock.now();
         let chunks: Vec<&[NewJob]> = jobs.chunks(JOBS_PER_CALL).collect();
         let mut results = Vec::with_capacity(jobs.len());
         let mut rest = &chunks[..];
-        while let Some((first, _)) = rest.split_first() {
+        while !rest.is_empty() {
             // The first call of all goes alone: it brings the script to the server,
             // and later ones rely on its being there to stay in order.
             let window = if *introduced { rest.len().min(CHUNKS_IN_FLIGHT) } else { 1 };
-            if !*introduced && let Err(error) = self.introduce(&mut shared.conn).await {
-                self.redis.report(&shared, &error).await;
-                let left: usize = rest.iter().map(|c| c.len()).sum();
-                let refused = EnqueueError::Refused(error.to_string());
-                results.extend(std::iter::repeat_n(Err(refused), left));
-                return results;
-            }
-            debug_assert!(!first.is_empty());
             let (send, later) = rest.split_at(window);
             let calls = send.iter().map(|chunk| {
                 let mut conn = shared.conn.clone();

@@ -213,6 +213,15 @@ impl QueueProducer {
         &self.queue
     }
 
+    /// Leaves in the queue's `meta` what BullMQ's Queue leaves there when it is
+    /// opened, where nothing is yet. The first enqueue does it by itself.
+    ///
+    /// # Errors
+    /// [`EnqueueError`].
+    pub async fn introduce(&self) -> Result<(), EnqueueError> {
+        self.send(Vec::new()).await.map(drop)
+    }
+
     /// Enqueues one job.
     ///
     /// # Errors

@@ -83,6 +83,11 @@ pub enum TestkitError {
 }
 
 impl TestkitError {
+    /// A [`TestkitError::Failed`].
+    pub fn failed(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), detail: detail.into() }
+    }
+
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }

@@ -14,6 +14,7 @@
 //! ```
 
 mod child;
+pub mod conformance;
 mod error;
 pub mod node;
 mod pg_install;
