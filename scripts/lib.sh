@@ -22,17 +22,21 @@ private_temp() {
   # Postgres runs under another account when we are root, and has to pass through.
   chmod 755 "$TMPDIR"
   trap 'clean_up' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
+  trap 'INTERRUPTED=1; exit 130' INT
+  trap 'INTERRUPTED=1; exit 143' TERM HUP
 }
+INTERRUPTED=0
+LOG=/dev/null
 
-# Pids of processes that carry $TMPDIR, this shell and its own helpers excepted.
+# Pids of processes that carry $TMPDIR in environment, arguments or working directory (Redis overwrites the first
+# two with its title), this shell and its own helpers excepted.
 left_over() {
   local dir pid
   for dir in /proc/[0-9]*; do
     pid=${dir#/proc/}
     [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ] && continue
-    if { grep -qsF -- "$TMPDIR" "$dir/environ" || grep -qsF -- "$TMPDIR" "$dir/cmdline"; } 2>/dev/null; then
+    if [[ $(readlink "$dir/cwd" 2>/dev/null) == "$TMPDIR"* ]] ||
+      grep -qsF -- "$TMPDIR" "$dir/environ" "$dir/cmdline" 2>/dev/null; then
       case $(sed -n 's/^PPid:\t//p' "$dir/status" 2>/dev/null) in
         $$ | "$BASHPID" | '') ;; # the helper that asks, or gone meanwhile
         *) echo "$pid" ;;
@@ -46,6 +50,11 @@ clean_up() {
   trap - EXIT INT TERM HUP
   pids=$(jobs -p)
   [ -z "$pids" ] || kill $pids 2>/dev/null || true
+  if [ $INTERRUPTED = 1 ]; then
+    pids=$(left_over)
+    [ -z "$pids" ] || kill $pids 2>/dev/null || true
+  fi
+  # The servers of a test end by themselves a moment after it.
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     pids=$(left_over)
     [ -z "$pids" ] && break
@@ -67,13 +76,15 @@ clean_up() {
 
 STAGES=() RESULTS=() TIMES=()
 
-# stage NAME COMMAND...: runs it, remembers the result, goes on after a failure.
+# stage NAME COMMAND...: runs it, copies its output to $LOG, remembers the result, goes on after a failure.
 stage() {
   local name=$1 began=$SECONDS result=ok
   shift
   say ""
   say "=== $name: $*"
-  "$@" || result=FAILED
+  # In the background, since a signal is acted on while the shell waits, not while it runs a command.
+  (set -o pipefail && "$@" </dev/null 2>&1 | tee -a "$LOG") &
+  wait $! || result=FAILED
   STAGES+=("$name") RESULTS+=("$result") TIMES+=($((SECONDS - began)))
   say "=== $name: $result, $((SECONDS - began)) s"
 }

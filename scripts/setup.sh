@@ -96,7 +96,7 @@ install_node_packages() {
 # Unoptimised: built once and in a fraction of the time, fast enough for one check.
 install_deny() {
   case $(cargo-deny --version 2>/dev/null) in "cargo-deny ${DENY_VERSION%.*}."*) return ;; esac
-  installing "cargo-deny $DENY_VERSION into .cache/tools (a build of some minutes)"
+  installing "cargo-deny $DENY_VERSION into .cache/tools (a build of about a minute)"
   env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0 \
     cargo install --quiet --locked --debug --root "$TOOLS" "cargo-deny@$DENY_VERSION" || die "cargo install cargo-deny failed"
 }

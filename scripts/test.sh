@@ -43,9 +43,7 @@ run_conformance() {
 
 say "mpanel-fleet: $WANTED (tier $FLEET_TEST_TIER), $(nproc) cores"
 for name in $WANTED; do
-  # In the shell itself, not in a pipe: the stage's result and time are needed here.
-  stage "$name" "run_$name" > >(tee -a "$LOG") 2>&1
-  wait $! 2>/dev/null || true
+  stage "$name" "run_$name"
   if [ "$name" = setup ] && [ "${RESULTS[0]}" != ok ]; then break; fi
 done
 
