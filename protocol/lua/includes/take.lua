@@ -34,6 +34,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     if call("LLEN", base .. "wait") > 0 or call("ZCARD", base .. "prioritized") > 0 then
       call("ZADD", base .. "marker", 0, "0")
     end
+    wakeDelayed(q)
     return { {}, 0, 0, {} }
   end
 

@@ -127,7 +127,7 @@ pub async fn promote_all(
     keys: &QueueKeys,
     peer: Peer,
 ) -> Result<(), ScriptError> {
-    requeue(conn, keys, peer, "delayed", i64::MAX >> 11).await
+    requeue(conn, keys, peer, "delayed", i64::MAX).await
 }
 
 async fn requeue(

@@ -23,7 +23,6 @@ const VERSIONS: [&str; 3] = ["bullmq-5.28", "bullmq-5", "bullmq-6"];
 /// One line a scenario: `ok` or `FAIL`, the version, the name and the first
 /// difference. Exit code 1 when one fails.
 #[derive(Debug, Parser)]
-#[command(version)]
 struct Args {
     /// Folder of scenario files.
     #[arg(long, value_name = "DIR")]
