@@ -63,8 +63,8 @@ pub enum FaultAction {
     StatusAfter,
     /// The request's task ends with `text`; a text `WARNINGS: n` is a success with warnings.
     TaskError,
-    /// The request is handled; its task never ends, and the node in its path dies `ms` later
-    /// (half a task's time when absent).
+    /// The request is handled; its task gets half-way at most, and the node in its path dies `ms` later
+    /// (three quarters of a task's time when absent, so after that half).
     NodeDown,
 }
 

@@ -101,6 +101,9 @@ pub(crate) fn create(cluster: &mut Cluster, call: &Call<'_>) -> Result<Reply, Ap
 
 /// Finds the template or, for a restore, the backup and the configuration in it.
 fn archive(cluster: &Cluster, node: &str, volid: &str, restore: bool) -> Result<Option<Config>, ApiError> {
+    if storage::storage_of(volid).is_empty() {
+        return Err(ApiError::fail(format!("unable to parse volume ID '{volid}'")));
+    }
     let store = storage::find(&cluster.storages, node, storage::storage_of(volid)).map_err(ApiError::fail)?;
     let volume =
         store.volumes.get(volid).ok_or_else(|| ApiError::fail(format!("volume '{volid}' does not exist")))?;
@@ -143,7 +146,7 @@ fn interfaces(cluster: &Cluster, call: &Call<'_>) -> Result<Reply, ApiError> {
     })];
     let addresses = guest.addresses(cluster.limits.dhcp_delay);
     for (key, value) in &guest.config {
-        if !key.strip_prefix("net").is_some_and(|digits| digits.parse::<u8>().is_ok()) {
+        if key.strip_prefix("net").is_none_or(|digits| digits.parse::<u8>().is_err()) {
             continue;
         }
         let mac = property(value, "hwaddr").unwrap_or_default().to_ascii_lowercase();

@@ -290,7 +290,7 @@ fn execute(core: &Arc<Core>, ready: Ready<'_>, strike: Option<&Fault>) -> Result
     {
         let first = || cluster.nodes.first().map(|node| node.name.clone()).unwrap_or_default();
         let node = call.params.get("node").map_or_else(first, str::to_owned);
-        let after_ms = fault.ms.unwrap_or(core.config.task_ms / 2);
+        let after_ms = fault.ms.unwrap_or(core.config.task_ms * 3 / 4);
         if after_ms == 0 {
             cluster.node_down(&node);
         } else {

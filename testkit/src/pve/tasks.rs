@@ -54,7 +54,7 @@ pub(crate) struct Task {
     pub(crate) work: Work,
     /// A fault decides the exit status.
     pub(crate) forced_exit: Option<String>,
-    /// Never gets further: its node is about to die.
+    /// Never gets beyond its first half: its node is about to die.
     pub(crate) doomed: bool,
 }
 

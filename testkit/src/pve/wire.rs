@@ -163,7 +163,7 @@ pub(crate) fn encode(format: Format, outcome: Result<Reply, ApiError>) -> (u16, 
             }
             match format {
                 // A failed login shows nothing but its reason phrase.
-                Format::Json if error.status == 401 => (401, Some(error.reason()), String::new()),
+                _ if error.status == 401 => (401, Some(error.reason()), String::new()),
                 Format::Json => (error.status, Some(error.reason()), body.to_string()),
                 Format::ExtJs => {
                     body["success"] = json!(0);

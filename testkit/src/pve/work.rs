@@ -84,9 +84,10 @@ impl Cluster {
     /// The first half of a task; returns false when the task has no second half.
     pub(crate) fn task_midway(&mut self, upid: &str) -> bool {
         let Some(task) = self.tasks.get(upid) else { return false };
-        if task.state != TaskState::Running || task.doomed {
+        if task.state != TaskState::Running {
             return false;
         }
+        let doomed = task.doomed;
         if task.forced_exit.as_deref().is_some_and(is_failure) {
             return true;
         }
@@ -99,6 +100,8 @@ impl Cluster {
             task.log.extend(lines);
         }
         match outcome {
+            // A doomed task stands still here, until its node dies.
+            _ if doomed => false,
             Ok(()) => true,
             Err(why) => {
                 work.abort(self);
