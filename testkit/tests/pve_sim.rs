@@ -487,6 +487,42 @@ async fn firewall_rules_shift_and_pools_refuse_to_vanish() {
 }
 
 #[tokio::test]
+async fn too_many_creates_on_one_storage_end_in_a_lock_timeout() {
+    let (sim, client) =
+        start_with(PveSimConfig { parallel_per_storage: Some(1), ..Default::default() }).await;
+    // The first create never ends, so it is certainly still there when the second one comes.
+    sim.add_fault(Fault::new("POST", "/nodes/pve1/lxc", FaultAction::NodeDown).nth(1).ms(600_000));
+    client.create("pve1", "100", &[]).await;
+    let second = client.create("pve1", "101", &[]).await;
+    let exit = client.wait(&second.body["data"]).await;
+    assert!(exit.starts_with("can't lock file '") && exit.ends_with("' - got timeout"), "{exit}");
+    assert_eq!(sim.guest(101), None);
+    client.created("pve2", "102", &[]).await;
+}
+
+#[tokio::test]
+async fn an_effect_outlives_the_client_that_asked_for_it() {
+    let (sim, client) = start().await;
+    sim.add_fault(Fault::new("POST", "/nodes/*/lxc", FaultAction::Delay).ms(300));
+    let form = [("vmid", "100"), ("ostemplate", LXC_TEMPLATE), ("rootfs", "local-lvm:2")];
+    tokio::select! {
+        answer = client.send(Method::POST, "/nodes/pve1/lxc", &form) => panic!("too early: {answer:?}"),
+        () = until("the request has arrived", async || !sim.requests().is_empty()) => {}
+    }
+    assert!(sim.guests().is_empty());
+    until("the guest is there", async || sim.guest(100).is_some_and(|guest| guest.lock.is_none())).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_times_out_hides_what_was_done() {
+    let (sim, client) = start().await;
+    let fault = Fault::new("POST", "/nodes/*/lxc", FaultAction::StatusAfter).nth(1);
+    sim.add_fault(fault.status(596, "Connection timed out"));
+    assert_eq!(client.create("pve1", "100", &[]).await.status, 596);
+    until("the guest is there", async || sim.guest(100).is_some_and(|guest| guest.lock.is_none())).await;
+}
+
+#[tokio::test]
 async fn without_quorum_reads_work_and_writes_fail() {
     let (sim, client) = start().await;
     sim.set_quorum(false);

@@ -2,8 +2,8 @@
 //!
 //! Works on the state only; the task table decides when its steps run.
 
+use super::dispatch::Call;
 use super::formats::split_list;
-use super::route::Call;
 use super::state::{Cluster, GuestKind, Lock, unix_s};
 use super::storage::{self, Content, Volume};
 use super::wire::{ApiError, Reply};

@@ -8,8 +8,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::content;
+use super::dispatch::Call;
 use super::formats::{property, split_list};
-use super::route::Call;
 use super::state::{BRIDGE, Cluster, GIB, Node, Pool};
 use super::wire::{ApiError, Method, Reply};
 

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::disks::{self, DiskPlan, DiskWish};
+use super::dispatch::Call;
 use super::formats::{self, property};
-use super::route::Call;
-use super::schema::Kind;
+use super::param::Kind;
 use super::state::{Cluster, Config, Guest, GuestKind};
-use super::storage::{self, DiskPlan, DiskWish};
+use super::storage;
 use super::wire::{ApiError, Method, Params, Reply};
 use super::work::Work;
 
@@ -81,10 +82,10 @@ pub(crate) fn collect(
     let mut config = Config::new();
     let mut disks = Vec::new();
     for (key, value) in params.0.iter().filter(|(key, _)| !STEERING.contains(&key.as_str())) {
-        if storage::is_disk_key(kind, key) {
-            match storage::read_disk(kind, key, value) {
+        if disks::is_disk_key(kind, key) {
+            match disks::read_disk(kind, key, value) {
                 DiskWish::New(plan) => {
-                    storage::check_plan(&cluster.storages, node, &plan).map_err(ApiError::fail)?;
+                    disks::check_plan(&cluster.storages, node, &plan).map_err(ApiError::fail)?;
                     disks.push(plan);
                 }
                 DiskWish::Existing(volid) => {
@@ -277,7 +278,7 @@ pub(crate) fn apply(cluster: &mut Cluster, vmid: u32, changes: &Changes) -> Resu
     let node = guest.node.clone();
     let mut set = changes.set.clone();
     for disk in &changes.disks {
-        set.insert(disk.key.clone(), storage::allocate(&mut cluster.storages, &node, vmid, disk)?);
+        set.insert(disk.key.clone(), disks::allocate(&mut cluster.storages, &node, vmid, disk)?);
     }
     let fresh: Vec<&str> = changes.disks.iter().map(|disk| disk.key.as_str()).collect();
     let Some(guest) = cluster.guests.get_mut(&vmid) else { return Ok(()) };
@@ -292,6 +293,8 @@ pub(crate) fn apply(cluster: &mut Cluster, vmid: u32, changes: &Changes) -> Resu
             } else {
                 guest.pending.insert(key, Some(value));
             }
+        } else if key == "tags" && value.is_empty() {
+            guest.config.remove(&key);
         } else {
             guest.pending.remove(&key);
             guest.config.insert(key, value);
@@ -303,7 +306,7 @@ pub(crate) fn apply(cluster: &mut Cluster, vmid: u32, changes: &Changes) -> Resu
         } else {
             guest.pending.remove(key);
             if let Some(value) = guest.config.remove(key)
-                && storage::is_disk_key(guest.kind, key)
+                && disks::is_disk_key(guest.kind, key)
                 && let Some(volid) = value.split(',').next().filter(|volid| volid.contains(':'))
             {
                 // A detached disk stays, as an unused one.

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::route::Call;
+use super::dispatch::Call;
 use super::state::{Cluster, GuestKind};
 use super::storage::{self, Content, Storage, Volume};
 use super::wire::{ApiError, Method, Reply};

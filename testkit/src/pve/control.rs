@@ -12,7 +12,8 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::faults::{self, Fault};
-use super::views::{self, Invariants, RequestView, StateView};
+use super::requests::RequestView;
+use super::views::{self, Invariants, StateView};
 use super::{Core, lock};
 
 type Failure = (StatusCode, Json<Value>);

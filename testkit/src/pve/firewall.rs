@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use sha1::{Digest as _, Sha1};
 
+use super::dispatch::Call;
 use super::formats::split_list;
-use super::route::Call;
 use super::wire::{ApiError, Method, Params, Reply};
 
 type Rule = BTreeMap<String, String>;

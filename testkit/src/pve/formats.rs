@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::schema::ParamSpec;
+use super::param::ParamSpec;
 
 /// What the extract's `format` asks for.
 #[derive(Debug)]

@@ -5,9 +5,9 @@
 use serde_json::{Value, json};
 
 use super::config;
+use super::dispatch::Call;
 use super::firewall;
 use super::formats::{parse_size, property};
-use super::route::Call;
 use super::rrd;
 use super::state::{Cluster, Guest, GuestKind};
 use super::wire::{ApiError, Method, Reply};

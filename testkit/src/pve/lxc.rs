@@ -5,11 +5,12 @@
 use serde_json::{Value, json};
 
 use super::config;
+use super::disks::{self, DiskName, DiskPlan};
+use super::dispatch::Call;
 use super::formats::property;
 use super::qemu;
-use super::route::Call;
 use super::state::{Cluster, Config, Guest, GuestKind, Lock};
-use super::storage::{self, Content, DiskName, DiskPlan};
+use super::storage::{self, Content};
 use super::wire::{ApiError, Method, Reply};
 use super::work::{Provision, Work};
 
@@ -59,13 +60,13 @@ pub(crate) fn create(cluster: &mut Cluster, call: &Call<'_>) -> Result<Reply, Ap
             content: Content::RootDir,
             name: DiskName::Numbered,
         };
-        storage::check_plan(&cluster.storages, &node, &plan).map_err(ApiError::fail)?;
+        disks::check_plan(&cluster.storages, &node, &plan).map_err(ApiError::fail)?;
         disks.push(plan);
     }
     if let Some(base) = base {
         for (key, value) in base {
             let net = key.strip_prefix("net").is_some_and(|digits| digits.parse::<u8>().is_ok());
-            if storage::is_disk_key(GuestKind::Lxc, &key) || config.contains_key(&key) {
+            if disks::is_disk_key(GuestKind::Lxc, &key) || config.contains_key(&key) {
                 continue;
             }
             let value = if net && params.flag("unique") { with_new_mac(cluster, &value) } else { value };
@@ -75,6 +76,7 @@ pub(crate) fn create(cluster: &mut Cluster, call: &Call<'_>) -> Result<Reply, Ap
     for (key, value) in [("arch", "amd64"), ("ostype", "debian"), ("memory", "512"), ("swap", "512")] {
         config.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
+    config.retain(|key, value| key != "tags" || !value.is_empty());
     config.entry("hostname".to_owned()).or_insert_with(|| format!("CT{vmid}"));
     match cluster.guests.get_mut(&vmid) {
         Some(present) => {
@@ -116,7 +118,7 @@ fn archive(cluster: &Cluster, node: &str, volid: &str, restore: bool) -> Result<
 }
 
 fn root_bytes(config: &Config) -> Option<u64> {
-    storage::disks_of(GuestKind::Lxc, config)
+    disks::disks_of(GuestKind::Lxc, config)
         .into_iter()
         .find(|(key, ..)| key == "rootfs")
         .map(|(.., bytes)| bytes)

@@ -7,11 +7,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::config;
+use super::disks::{self, DiskName, DiskPlan};
+use super::dispatch::Call;
 use super::formats::property;
 use super::lxc;
-use super::route::Call;
 use super::state::{Cluster, Config, Guest, GuestKind, Lock, Power};
-use super::storage::{self, Content, DiskName, DiskPlan};
+use super::storage::{self, Content};
 use super::wire::{ApiError, Method, Reply};
 use super::work::Provision;
 
@@ -88,7 +89,7 @@ pub(crate) fn clone(cluster: &mut Cluster, call: &Call<'_>, kind: GuestKind) -> 
     let mut fresh = Config::new();
     let mut disks = Vec::new();
     for (key, value) in config {
-        if storage::is_disk_key(kind, &key) {
+        if disks::is_disk_key(kind, &key) {
             if let Some(plan) = clone_disk(&key, &value, kind, params.get("storage")) {
                 check_target(cluster, &node, &target, &plan)?;
                 disks.push(plan);
@@ -151,7 +152,7 @@ fn clone_disk(key: &str, value: &str, kind: GuestKind, storage: Option<&str>) ->
 
 /// To another node only what both reach can be cloned.
 fn check_target(cluster: &Cluster, node: &str, target: &str, plan: &DiskPlan) -> Result<(), ApiError> {
-    storage::check_plan(&cluster.storages, target, plan).map_err(ApiError::fail)?;
+    disks::check_plan(&cluster.storages, target, plan).map_err(ApiError::fail)?;
     let store = storage::find(&cluster.storages, target, &plan.storage).map_err(ApiError::fail)?;
     if node != target && store.node.is_some() {
         return Err(ApiError::fail(format!("can't clone to non-shared storage '{}'", plan.storage)));

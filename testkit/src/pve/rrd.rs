@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::route::Call;
+use super::dispatch::Call;
 use super::state::{Cluster, Guest, unix_s};
 use super::wire::Reply;
 

@@ -3,15 +3,13 @@
 //! A task that is interrupted or loses its node runs none of the later steps: that is where left-over
 //! locks come from. Knows nothing of HTTP or of time.
 
-use std::time::Instant;
-
 use super::backup::{self, BackupJob};
 use super::config::{self, Changes};
-use super::formats::{format_size, property};
-use super::state::{
-    BRIDGE, Cluster, Config, Guest, GuestKind, Lock, Power, Snapshot, missing_config, unix_s,
-};
-use super::storage::{self, DiskPlan};
+use super::disks::{self, DiskPlan};
+use super::effects;
+use super::formats::format_size;
+use super::state::{Cluster, Config, Guest, GuestKind, Lock, Power, missing_config};
+use super::storage;
 use super::tasks::TaskState;
 
 /// A guest in the making.
@@ -134,7 +132,7 @@ impl Cluster {
     }
 
     /// The guest a task works on; it may have moved or gone since the request.
-    fn working_on(&mut self, node: &str, vmid: u32) -> Result<&mut Guest, String> {
+    pub(super) fn working_on(&mut self, node: &str, vmid: u32) -> Result<&mut Guest, String> {
         self.guests
             .get_mut(&vmid)
             .filter(|guest| guest.node == node)
@@ -179,7 +177,7 @@ impl Work {
         match self {
             Self::Provision(plan) => {
                 for disk in &plan.disks {
-                    let value = storage::allocate(&mut cluster.storages, &plan.node, plan.vmid, disk)
+                    let value = disks::allocate(&mut cluster.storages, &plan.node, plan.vmid, disk)
                         .map_err(|why| unable_to_create(cluster, plan.vmid, &why))?;
                     plan.config.insert(disk.key.clone(), value);
                 }
@@ -206,8 +204,8 @@ impl Work {
 
     fn finish(&self, cluster: &mut Cluster, node: &str) -> Result<(), String> {
         match self {
-            Self::Provision(plan) => finish_provision(plan, cluster),
-            Self::Power { vmid, verb } => finish_power(cluster.working_on(node, *vmid)?, *verb),
+            Self::Provision(plan) => effects::finish_provision(plan, cluster),
+            Self::Power { vmid, verb } => effects::finish_power(cluster.working_on(node, *vmid)?, *verb),
             Self::Destroy { vmid, purge, .. } => {
                 cluster.remove_guest(*vmid);
                 // Pool membership ends with the guest; `purge` reaches jobs and HA, which are not simulated.
@@ -217,20 +215,20 @@ impl Work {
                 }
                 Ok(())
             }
-            Self::Resize { vmid, disk, bytes } => finish_resize(cluster, node, *vmid, disk, *bytes),
+            Self::Resize { vmid, disk, bytes } => effects::finish_resize(cluster, node, *vmid, disk, *bytes),
             Self::Snapshot { vmid, name, description } => {
-                finish_snapshot(cluster.working_on(node, *vmid)?, name, description)
+                effects::finish_snapshot(cluster.working_on(node, *vmid)?, name, description)
             }
             Self::Rollback { vmid, name, start } => {
-                finish_rollback(cluster.working_on(node, *vmid)?, name, *start)?;
-                sync_sizes(cluster, node, *vmid);
+                effects::finish_rollback(cluster.working_on(node, *vmid)?, name, *start)?;
+                effects::sync_sizes(cluster, node, *vmid);
                 Ok(())
             }
             Self::SnapshotDelete { vmid, name, force } => {
-                finish_snapshot_delete(cluster.working_on(node, *vmid)?, name, *force)
+                effects::finish_snapshot_delete(cluster.working_on(node, *vmid)?, name, *force)
             }
             Self::Migrate { vmid, target, storage, restart } => {
-                finish_migrate(cluster, node, *vmid, target, storage.as_deref(), *restart)
+                effects::finish_migrate(cluster, node, *vmid, target, storage.as_deref(), *restart)
             }
             Self::Configure { vmid, changes } => {
                 cluster.working_on(node, *vmid)?;
@@ -307,176 +305,4 @@ pub(crate) fn running_refusal(guest: &Guest) -> String {
 fn unable_to_create(cluster: &Cluster, vmid: u32, why: &str) -> String {
     let noun = cluster.guests.get(&vmid).map_or("CT", |guest| guest.kind.noun());
     format!("unable to create {noun} {vmid} - {why}")
-}
-
-fn finish_provision(plan: &Provision, cluster: &mut Cluster) -> Result<(), String> {
-    let guest = cluster.working_on(&plan.node, plan.vmid)?;
-    guest.config = plan.config.clone();
-    guest.pending.clear();
-    guest.snapshots.clear();
-    guest.lock = None;
-    if let Some(pool) = plan.pool.as_deref().and_then(|name| cluster.pools.get_mut(name)) {
-        pool.guests.insert(plan.vmid);
-    }
-    if plan.start {
-        // The guest exists by now: a failed start makes the task fail and leaves it there.
-        finish_power(cluster.working_on(&plan.node, plan.vmid)?, Verb::Start)?;
-    }
-    Ok(())
-}
-
-fn finish_power(guest: &mut Guest, verb: Verb) -> Result<(), String> {
-    let (noun, vmid) = (guest.kind.noun(), guest.vmid);
-    let now = Instant::now();
-    match verb {
-        Verb::Start => {
-            guest.check_lock()?;
-            if guest.is_running() {
-                return Err(format!("{noun} {vmid} already running"));
-            }
-            if guest.is_template() {
-                return Err(format!("you can't start a {} if it's a template", noun.to_lowercase()));
-            }
-            guest.apply_pending();
-            if let Some(bridge) = wrong_bridge(guest) {
-                return Err(format!("bridge '{bridge}' does not exist"));
-            }
-            guest.power = Power::Running { since: now };
-        }
-        Verb::Stop | Verb::Shutdown => guest.power = Power::Stopped,
-        Verb::Reboot => {
-            if !guest.is_running() {
-                return Err(format!("{noun} {vmid} not running"));
-            }
-            guest.apply_pending();
-            guest.power = Power::Running { since: now };
-        }
-        Verb::Suspend => match guest.power {
-            Power::Running { since } => guest.power = Power::Suspended { since },
-            _ => return Err(format!("{noun} {vmid} not running")),
-        },
-        Verb::Resume => match guest.power {
-            Power::Suspended { since } => guest.power = Power::Running { since },
-            Power::Running { .. } => {}
-            Power::Stopped => return Err(format!("{noun} {vmid} not running")),
-        },
-        Verb::Reset => {
-            if !guest.is_running() {
-                return Err(format!("{noun} {vmid} not running"));
-            }
-            guest.power = Power::Running { since: now };
-        }
-    }
-    Ok(())
-}
-
-fn wrong_bridge(guest: &Guest) -> Option<String> {
-    guest
-        .config
-        .iter()
-        .filter(|(key, _)| key.strip_prefix("net").is_some_and(|digits| digits.parse::<u32>().is_ok()))
-        .filter_map(|(_, value)| property(value, "bridge"))
-        .find(|bridge| *bridge != BRIDGE)
-        .map(str::to_owned)
-}
-
-fn finish_resize(cluster: &mut Cluster, node: &str, vmid: u32, disk: &str, bytes: u64) -> Result<(), String> {
-    let guest = cluster.working_on(node, vmid)?;
-    let value = guest.config.get(disk).cloned().ok_or_else(|| format!("disk '{disk}' does not exist"))?;
-    let volid = value.split(',').next().unwrap_or_default().to_owned();
-    storage::set_size(&mut cluster.storages, node, &volid, bytes)?;
-    let mut parts: Vec<String> =
-        value.split(',').filter(|part| !part.starts_with("size=")).map(str::to_owned).collect();
-    parts.push(format!("size={}", format_size(bytes)));
-    cluster.working_on(node, vmid)?.config.insert(disk.to_owned(), parts.join(","));
-    Ok(())
-}
-
-fn finish_snapshot(guest: &mut Guest, name: &str, description: &str) -> Result<(), String> {
-    if guest.snapshots.iter().any(|snapshot| snapshot.name == name) {
-        return Err(format!("snapshot name '{name}' already used"));
-    }
-    guest.snapshots.push(Snapshot {
-        name: name.to_owned(),
-        description: description.to_owned(),
-        taken_at_s: unix_s(),
-        parent: guest.parent.replace(name.to_owned()),
-        config: guest.config.clone(),
-    });
-    guest.lock = None;
-    Ok(())
-}
-
-fn finish_rollback(guest: &mut Guest, name: &str, start: bool) -> Result<(), String> {
-    let snapshot = guest
-        .snapshots
-        .iter()
-        .find(|snapshot| snapshot.name == name)
-        .ok_or_else(|| format!("snapshot '{name}' does not exist"))?;
-    guest.config = snapshot.config.clone();
-    guest.parent = Some(name.to_owned());
-    guest.pending.clear();
-    guest.lock = None;
-    guest.power = if start { Power::Running { since: Instant::now() } } else { Power::Stopped };
-    Ok(())
-}
-
-/// After a rollback the volumes have the sizes of the old configuration again.
-fn sync_sizes(cluster: &mut Cluster, node: &str, vmid: u32) {
-    let Some(guest) = cluster.guests.get(&vmid) else { return };
-    for (_, volid, bytes) in storage::disks_of(guest.kind, &guest.config) {
-        // Shrinking needs no room, so this cannot fail for a disk that exists.
-        let _ = storage::set_size(&mut cluster.storages, node, &volid, bytes);
-    }
-}
-
-fn finish_snapshot_delete(guest: &mut Guest, name: &str, force: bool) -> Result<(), String> {
-    let position = guest.snapshots.iter().position(|snapshot| snapshot.name == name);
-    let Some(position) = position else {
-        if force {
-            guest.lock = None;
-            return Ok(());
-        }
-        return Err(format!("snapshot '{name}' does not exist"));
-    };
-    let removed = guest.snapshots.remove(position);
-    for snapshot in guest.snapshots.iter_mut().filter(|snapshot| snapshot.parent.as_deref() == Some(name)) {
-        snapshot.parent.clone_from(&removed.parent);
-    }
-    if guest.parent.as_deref() == Some(name) {
-        guest.parent = removed.parent;
-    }
-    guest.lock = None;
-    Ok(())
-}
-
-fn finish_migrate(
-    cluster: &mut Cluster,
-    node: &str,
-    vmid: u32,
-    target: &str,
-    target_storage: Option<&str>,
-    restart: bool,
-) -> Result<(), String> {
-    if !cluster.node(target).is_ok_and(|node| node.online) {
-        return Err(format!("migration aborted: target node '{target}' is not online"));
-    }
-    cluster.working_on(node, vmid)?;
-    let renamed = storage::relocate(&mut cluster.storages, node, target, vmid, target_storage)
-        .map_err(|why| format!("migration aborted: {why}"))?;
-    let guest = cluster.working_on(node, vmid)?;
-    for value in guest.config.values_mut() {
-        for (old, new) in &renamed {
-            if let Some(rest) = value.strip_prefix(old.as_str()) {
-                *value = format!("{new}{rest}");
-            }
-        }
-    }
-    target.clone_into(&mut guest.node);
-    guest.lock = None;
-    if restart && guest.is_running() {
-        guest.apply_pending();
-        guest.power = Power::Running { since: Instant::now() };
-    }
-    Ok(())
 }
