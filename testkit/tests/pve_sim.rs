@@ -562,3 +562,11 @@ async fn the_control_listener_shows_state_and_takes_faults() {
     assert_eq!(client.call(Method::GET, "/nodes/pve2/status", &[]).await.status, 200);
     assert_eq!(post("/nodes/nope/up", "").await, 404);
 }
+
+#[tokio::test]
+async fn a_dropped_simulator_stops_listening() {
+    let (sim, client) = start().await;
+    client.get("/version").await;
+    drop(sim);
+    until("the port is closed", async || client.send(Method::GET, "/version", &[]).await.is_err()).await;
+}

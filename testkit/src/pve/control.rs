@@ -1,5 +1,13 @@
 //! The control listener (plain HTTP): what is inside, faults, nodes going down and up.
 //!
+//! | Request | Does |
+//! |---|---|
+//! | `GET /state`, `/requests`, `/invariants` | shows guests, nodes, tasks and volumes; arrived requests; findings |
+//! | `GET`, `POST`, `DELETE /faults` | lists, arms (one or an array), disarms all |
+//! | `POST /nodes/{n}/down`, `/nodes/{n}/up` | takes a node's power, boots it |
+//! | `POST /quorum/lost`, `/quorum/restored` | writes fail, writes work |
+//! | `POST /guests/{vmid}/unlock` | removes a left-over lock |
+//!
 //! Separate from the API listener, so that the API's surface stays as it is on a real host.
 
 use std::sync::Arc;
@@ -28,6 +36,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/nodes/{node}/down", post(node_down))
         .route("/nodes/{node}/up", post(node_up))
         .route("/quorum/{state}", post(quorum))
+        .route("/guests/{vmid}/unlock", post(unlock))
         .with_state(core)
 }
 
@@ -77,6 +86,17 @@ async fn quorum(State(core): State<Arc<Core>>, Path(state): Path<String>) -> Res
     };
     lock(&core.state).quorate = quorate;
     Ok(Json(json!({ "quorate": quorate })))
+}
+
+/// What root does on a node with a guest whose lock nobody holds any more.
+async fn unlock(State(core): State<Arc<Core>>, Path(vmid): Path<u32>) -> Result<Json<Value>, Failure> {
+    match lock(&core.state).guests.get_mut(&vmid) {
+        Some(guest) => {
+            guest.lock = None;
+            Ok(Json(json!({ "vmid": vmid })))
+        }
+        None => Err((StatusCode::NOT_FOUND, Json(json!({ "error": format!("no guest {vmid}") })))),
+    }
 }
 
 fn known(found: bool, node: &str) -> Result<Json<Value>, Failure> {
