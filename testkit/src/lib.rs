@@ -21,6 +21,7 @@ mod pg_install;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod pve;
 pub mod redis_server;
 pub mod wait;
 
