@@ -1,2 +1,3 @@
 //! What BullMQ and mPanel keep in Redis.
 pub mod ids;
+pub mod payload;
