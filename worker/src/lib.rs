@@ -4,4 +4,5 @@
 //! | module | subject |
 //! |---|---|
 //! | [`config`] | from files, environment and flags to typed settings |
+pub mod adapters;
 pub mod config;
