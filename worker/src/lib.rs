@@ -6,3 +6,4 @@
 //! | [`config`] | from files, environment and flags to typed settings |
 pub mod adapters;
 pub mod config;
+pub mod migrate;
