@@ -41,16 +41,44 @@ const SHAPES: &[Shape] = &[
     Shape {
         table: "cloud_pods",
         columns: &[
-            "id", "tenant_id", "vmid", "hostname", "ip", "region", "status", "pool", "cores", "memory_mb", "swap_mb",
-            "disk_gb", "storage", "bridge", "plan_snapshot", "blueprint_id", "created_at", "updated_at", "deleted_at",
+            "id",
+            "tenant_id",
+            "vmid",
+            "hostname",
+            "ip",
+            "region",
+            "status",
+            "pool",
+            "cores",
+            "memory_mb",
+            "swap_mb",
+            "disk_gb",
+            "storage",
+            "bridge",
+            "plan_snapshot",
+            "blueprint_id",
+            "created_at",
+            "updated_at",
+            "deleted_at",
         ],
         required: true,
     },
     Shape {
         table: "cloud_pod_jobs",
         columns: &[
-            "id", "tenant_id", "cloud_pod_id", "type", "status", "payload", "result", "error", "attempts",
-            "bull_job_id", "created_at", "started_at", "finished_at",
+            "id",
+            "tenant_id",
+            "cloud_pod_id",
+            "type",
+            "status",
+            "payload",
+            "result",
+            "error",
+            "attempts",
+            "bull_job_id",
+            "created_at",
+            "started_at",
+            "finished_at",
         ],
         required: true,
     },
@@ -62,8 +90,16 @@ const SHAPES: &[Shape] = &[
     Shape {
         table: "cloud_pod_quotas",
         columns: &[
-            "tenant_id", "max_cloud_pods", "max_cpu_cores", "max_ram_mb", "max_disk_gb", "used_cloud_pods",
-            "used_cpu_cores", "used_ram_mb", "used_disk_gb", "updated_at",
+            "tenant_id",
+            "max_cloud_pods",
+            "max_cpu_cores",
+            "max_ram_mb",
+            "max_disk_gb",
+            "used_cloud_pods",
+            "used_cpu_cores",
+            "used_ram_mb",
+            "used_disk_gb",
+            "updated_at",
         ],
         required: true,
     },
@@ -76,8 +112,16 @@ const SHAPES: &[Shape] = &[
     Shape {
         table: "cloud_pod_nodes",
         columns: &[
-            "id", "name", "provider", "api_url", "node_name", "status", "total_cpu_cores", "total_memory_mb",
-            "total_disk_gb", "updated_at",
+            "id",
+            "name",
+            "provider",
+            "api_url",
+            "node_name",
+            "status",
+            "total_cpu_cores",
+            "total_memory_mb",
+            "total_disk_gb",
+            "updated_at",
         ],
         required: false,
     },
@@ -156,7 +200,13 @@ fn migrator() -> Migrator {
     let migrations = SOURCES
         .iter()
         .map(|(version, description, sql)| {
-            Migration::new(*version, Cow::Borrowed(*description), MigrationType::Simple, sql.into_sql_str(), false)
+            Migration::new(
+                *version,
+                Cow::Borrowed(*description),
+                MigrationType::Simple,
+                sql.into_sql_str(),
+                false,
+            )
         })
         .collect();
     let mut migrator = Migrator::with_migrations(migrations);
@@ -217,7 +267,9 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
 }
 
 fn is_busy(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
+        return false;
+    };
     matches!(cause, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
 }
 
@@ -248,8 +300,11 @@ async fn check_shapes(connection: &mut PgConnection) -> Result<(), Error> {
             None if *required => missing.push(*table),
             None => {}
             Some(present) => {
-                let lacking: Vec<&str> =
-                    columns.iter().copied().filter(|column| !present.iter().any(|known| known == column)).collect();
+                let lacking: Vec<&str> = columns
+                    .iter()
+                    .copied()
+                    .filter(|column| !present.iter().any(|known| known == column))
+                    .collect();
                 if !lacking.is_empty() {
                     return Err(Error::WrongShape { table, columns: lacking.join(", ") });
                 }

@@ -333,12 +333,7 @@ impl TryFrom<Value> for ScalePayload {
             let value = f.integer(field);
             f.required(field, value)
         };
-        let sizes = [
-            size("currentCores"),
-            size("currentMemoryMb"),
-            size("newCores"),
-            size("newMemoryMb"),
-        ];
+        let sizes = [size("currentCores"), size("currentMemoryMb"), size("newCores"), size("newMemoryMb")];
         let backup_first = f.flag("backupFirst").unwrap_or(false);
         let (requested_by, reason) = (f.text("requestedBy"), f.text("reason"));
         let decoded = (|| {

@@ -94,9 +94,17 @@ fn every_wrong_field_is_named_at_once_as_the_producer_spells_it() {
     }))
     .unwrap_err();
     let text = error.to_string();
-    for field in
-        ["tenantId", "hostname", "cores", "memoryMb", "autoIp", "kind", "vmid", "requestedBy", "diskGb is missing"]
-    {
+    for field in [
+        "tenantId",
+        "hostname",
+        "cores",
+        "memoryMb",
+        "autoIp",
+        "kind",
+        "vmid",
+        "requestedBy",
+        "diskGb is missing",
+    ] {
         assert!(text.contains(field), "{field} in {text}");
     }
     assert!(text.contains("lxc vm"), "{text}");

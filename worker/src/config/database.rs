@@ -7,7 +7,8 @@ use reqwest::Url;
 use sqlx::postgres::PgConnectOptions;
 
 /// Parameters that only Prisma understands.
-const PRISMA_ONLY: &[&str] = &["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size"];
+const PRISMA_ONLY: &[&str] =
+    &["schema", "connection_limit", "pool_timeout", "pgbouncer", "statement_cache_size"];
 
 /// The connect options of a Prisma URL.
 ///
@@ -41,7 +42,9 @@ pub fn connect_options(database_url: &str) -> Result<PgConnectOptions, String> {
         .application_name("mpanel-worker");
     if let Some(schema) = schema.filter(|schema| schema != "public") {
         if !schema.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err("has a schema parameter with characters other than letters, digits and `_`".to_owned());
+            return Err(
+                "has a schema parameter with characters other than letters, digits and `_`".to_owned()
+            );
         }
         options = options.options([("search_path", format!("{schema},public"))]);
     }

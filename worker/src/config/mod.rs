@@ -114,6 +114,15 @@ pub struct RunConfig {
     pub drain_timeout: Duration,
 }
 
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A filter as `tracing_subscriber` takes it.
+    pub filter: String,
+    /// JSON lines instead of text.
+    pub json: bool,
+}
+
 /// The whole configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -127,6 +136,8 @@ pub struct Config {
     pub cloudpods: CloudpodsConfig,
     /// How `run` behaves.
     pub run: RunConfig,
+    /// What is logged.
+    pub log: LogConfig,
 }
 
 impl Config {
@@ -146,9 +157,13 @@ impl Config {
         if layers.text("log.format").is_some_and(|format| !matches!(format, "text" | "json")) {
             layers.problem("log.format", "must be text or json");
         }
+        let log = LogConfig {
+            filter: layers.text("log.level").unwrap_or("info").to_owned(),
+            json: layers.text("log.format") == Some("json"),
+        };
         match (database, cloudpods, run) {
             (Some(database), Some(cloudpods), Some(run)) if layers.problems.is_empty() => {
-                Ok(Self { database, redis, proxmox, cloudpods, run })
+                Ok(Self { database, redis, proxmox, cloudpods, run, log })
             }
             _ => Err(ConfigError(layers.problems)),
         }
@@ -197,13 +212,22 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
 
 /// A name that Proxmox accepts for storages, bridges and pools.
 fn word(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
-    if fits { Ok(text.to_owned()) } else { Err(format!("must be a name of letters, digits, `-`, `_`, `.`; is `{text}`")) }
+    let fits = !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'));
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("must be a name of letters, digits, `-`, `_`, `.`; is `{text}`"))
+    }
 }
 
 fn run(layers: &mut Layers) -> Option<RunConfig> {
     let queues = layers.text("run.queues").map(|list| {
-        list.split(',').map(str::trim).filter(|queue| !queue.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        list.split(',')
+            .map(str::trim)
+            .filter(|queue| !queue.is_empty())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     });
     let exclusive = layers.parsed("run.exclusive", |text| match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
@@ -222,7 +246,6 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
         drain_timeout: Duration::from_secs(drain?),
     })
 }
-
 
 #[cfg(test)]
 mod tests;

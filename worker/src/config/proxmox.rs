@@ -105,15 +105,22 @@ pub fn base_url(text: &str) -> Result<Url, String> {
 
 /// A comma list of SHA-256 fingerprints, with or without colons.
 fn fingerprints(text: &str) -> Result<Vec<[u8; 32]>, String> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(fingerprint).collect::<Result<Vec<_>, _>>().and_then(
-        |pins| if pins.is_empty() { Err("holds no fingerprint".to_owned()) } else { Ok(pins) },
-    )
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(fingerprint)
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|pins| if pins.is_empty() { Err("holds no fingerprint".to_owned()) } else { Ok(pins) })
 }
 
 fn fingerprint(text: &str) -> Result<[u8; 32], String> {
     let wrong = || format!("must be 32 hex pairs (SHA-256), is `{text}`");
-    let digits: Vec<u8> =
-        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>().ok_or_else(wrong)?;
+    let digits: Vec<u8> = text
+        .chars()
+        .filter(|c| *c != ':')
+        .map(|c| c.to_digit(16).map(|d| d as u8))
+        .collect::<Option<_>>()
+        .ok_or_else(wrong)?;
     if digits.len() != 64 {
         return Err(wrong());
     }

@@ -45,7 +45,10 @@ pub(super) fn redis(layers: &mut Layers) -> Option<RedisConfig> {
     };
     let host = layers.text("redis.host").map(str::to_owned);
     let password = layers.text("redis.password").map(str::to_owned);
-    let url = match (layers.text("redis.url").map(str::to_owned), layers.text("redis.sentinels").map(str::to_owned)) {
+    let url = match (
+        layers.text("redis.url").map(str::to_owned),
+        layers.text("redis.sentinels").map(str::to_owned),
+    ) {
         (Some(url), _) => with_password(&url, password.as_deref(), layers)?,
         (None, Some(sentinels)) => {
             let Some(master) = layers.text("redis.sentinel_master") else {
@@ -57,7 +60,11 @@ pub(super) fn redis(layers: &mut Layers) -> Option<RedisConfig> {
         }
         (None, None) => {
             let host = host.as_deref().unwrap_or("127.0.0.1");
-            let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+            let host = if host.contains(':') && !host.starts_with('[') {
+                format!("[{host}]")
+            } else {
+                host.to_owned()
+            };
             with_password(&format!("redis://{host}:{port}"), password.as_deref(), layers)?
         }
     };
@@ -104,7 +111,9 @@ fn with_password(url: &str, password: Option<&str>, layers: &mut Layers) -> Opti
 fn percent_encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()

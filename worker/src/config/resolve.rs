@@ -51,7 +51,8 @@ impl Layers {
         }
         for setting in SETTINGS {
             // mPanel's own name last: it wins.
-            for variable in [Some(setting.fleet_env()), setting.env.map(str::to_owned)].into_iter().flatten() {
+            for variable in [Some(setting.fleet_env()), setting.env.map(str::to_owned)].into_iter().flatten()
+            {
                 match sources.env.get(&variable) {
                     // An empty variable is an unset one, save where empty means something.
                     Some(text) if !text.is_empty() || setting.key == "cloudpods.pool" => {
@@ -98,7 +99,10 @@ impl Layers {
                     Some(text) => self.set(setting.key, &text, &origin),
                     None => self.problems.push(Problem::new(
                         format!("{key} in {origin}"),
-                        format!("must be text, a number, true, false or a list of texts, such as {:?}", setting.example),
+                        format!(
+                            "must be text, a number, true, false or a list of texts, such as {:?}",
+                            setting.example
+                        ),
                     )),
                 }
             }
@@ -124,7 +128,11 @@ impl Layers {
     }
 
     /// The parsed value of a setting; a value that does not parse is a problem.
-    pub fn parsed<T>(&mut self, key: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let resolved = self.values.get(key)?.clone();
         match parse(&resolved.text) {
             Ok(value) => Some(value),
@@ -190,7 +198,8 @@ fn plain(value: &toml::Value) -> Option<String> {
         toml::Value::Boolean(flag) => Some(flag.to_string()),
         toml::Value::Float(number) => Some(number.to_string()),
         toml::Value::Array(items) => {
-            let texts: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+            let texts: Option<Vec<String>> =
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
             Some(texts?.join(","))
         }
         _ => None,

@@ -68,13 +68,7 @@ pub const SETTINGS: &[Setting] = &[
         "the name that the Sentinels give the master",
     ),
     setting("redis.prefix", None, Some("bull"), "bull", "what all queue keys begin with"),
-    setting(
-        "redis.peer",
-        None,
-        Some("v5"),
-        "v5",
-        "which BullMQ line works beside us: v5 (mPanel's) or v6",
-    ),
+    setting("redis.peer", None, Some("v5"), "v5", "which BullMQ line works beside us: v5 (mPanel's) or v6"),
     setting(
         "proxmox.api_url",
         Some("PROXMOX_API_URL"),
@@ -130,7 +124,13 @@ pub const SETTINGS: &[Setting] = &[
         "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
         "LXC template for pods whose blueprint names none",
     ),
-    setting("cloudpods.vm_template_vmid", None, None, "9000", "VM template that virtual machines are cloned from"),
+    setting(
+        "cloudpods.vm_template_vmid",
+        None,
+        None,
+        "9000",
+        "VM template that virtual machines are cloned from",
+    ),
     setting("cloudpods.storage", None, Some("clients-main"), "clients-main", "storage of the root disk"),
     setting("cloudpods.bridge", None, Some("vmbr0"), "vmbr0", "bridge of the first network card"),
     setting(

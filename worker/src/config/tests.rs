@@ -55,7 +55,8 @@ fn everything_missing_is_reported_at_once_with_name_and_example() {
 
 #[test]
 fn a_command_that_needs_only_the_database_ignores_the_rest() {
-    let config = Config::from_sources(&sources(&[("DATABASE_URL", "postgres://h/d")]), Needs::Database).unwrap();
+    let config =
+        Config::from_sources(&sources(&[("DATABASE_URL", "postgres://h/d")]), Needs::Database).unwrap();
     assert!(config.redis.is_none() && config.proxmox.is_none());
 }
 
@@ -78,7 +79,10 @@ fn an_unknown_key_is_refused_with_its_neighbour() {
     let mut sources = with(&[]);
     sources.toml = Some((PathBuf::from("/f.toml"), "[cloudpods]\ntemplat = \"x\"\n".to_owned()));
     let text = problems(&sources);
-    assert!(text.contains("cloudpods.templat in /f.toml is not a setting; did you mean `cloudpods.template`?"), "{text}");
+    assert!(
+        text.contains("cloudpods.templat in /f.toml is not a setting; did you mean `cloudpods.template`?"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -114,7 +118,11 @@ fn sentinels_become_one_url() {
 #[test]
 fn a_secret_comes_from_a_file_and_the_variable_wins_over_it() {
     let mut sources = with(&[]);
-    sources.secret_files.push(("proxmox.token_secret", "PROXMOX_TOKEN_SECRET_FILE (/f)".to_owned(), "file".to_owned()));
+    sources.secret_files.push((
+        "proxmox.token_secret",
+        "PROXMOX_TOKEN_SECRET_FILE (/f)".to_owned(),
+        "file".to_owned(),
+    ));
     let config = Config::from_sources(&sources, Needs::All).unwrap();
     assert_eq!(config.proxmox.unwrap().token_secret.expose_secret(), "pvegeheim");
     sources.env.remove("PROXMOX_TOKEN_SECRET");

@@ -53,6 +53,17 @@ pub struct StepRecord {
     pub started_at: DateTime<Utc>,
     /// How long ago that is by the database's clock.
     pub age_s: f64,
+    /// What is known beside: warnings, an error, tasks of earlier requests.
+    pub result: Option<Value>,
+}
+
+impl StepRecord {
+    /// Whether a task belongs to an earlier request of this step.
+    #[must_use]
+    pub fn is_earlier(&self, upid: &str) -> bool {
+        let earlier = self.result.as_ref().and_then(|result| result.get("earlier")).and_then(Value::as_array);
+        earlier.is_some_and(|earlier| earlier.iter().any(|known| known.as_str() == Some(upid)))
+    }
 }
 
 /// Starts an attempt: the next fence. Earlier attempts can write no more.
@@ -109,11 +120,7 @@ pub async fn note_pod(tx: &mut Tx, fence: &Fence, pod_id: Uuid) -> Result<(), Db
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn note_outcome(
-    tx: &mut Tx,
-    fence: &Fence,
-    result: Result<&Value, &str>,
-) -> Result<(), DbError> {
+pub async fn note_outcome(tx: &mut Tx, fence: &Fence, result: Result<&Value, &str>) -> Result<(), DbError> {
     let (outcome, json, error) = match result {
         Ok(json) => ("success", Some(json), None),
         Err(error) => ("failed", None, Some(error)),
@@ -194,7 +201,7 @@ pub async fn step(
 ) -> Result<Option<StepRecord>, DbError> {
     sqlx::query_as(
         "SELECT state, sends, upid, started_at,
-                GREATEST(extract(epoch FROM now() - started_at), 0)::float8 AS age_s
+                GREATEST(extract(epoch FROM now() - started_at), 0)::float8 AS age_s, result
          FROM fleet_job_steps WHERE queue = $1 AND job_id = $2 AND generation = $3 AND step = $4",
     )
     .bind(&fence.queue)
@@ -223,7 +230,11 @@ pub async fn record_sent(
          INSERT INTO fleet_job_steps (queue, job_id, generation, step, state, sends, request_hash, fence)
          SELECT $1, $2, $4, $5, 'sent', 1, $6, $3 FROM mine
          ON CONFLICT (queue, job_id, generation, step) DO UPDATE
-         SET state = 'sent', sends = fleet_job_steps.sends + 1, upid = NULL, result = NULL,
+         SET state = 'sent', sends = fleet_job_steps.sends + 1, upid = NULL,
+             result = CASE WHEN fleet_job_steps.upid IS NULL THEN fleet_job_steps.result
+                           ELSE COALESCE(fleet_job_steps.result, '{}') || jsonb_build_object('earlier',
+                                COALESCE(fleet_job_steps.result -> 'earlier', '[]') || to_jsonb(fleet_job_steps.upid))
+                      END,
              request_hash = EXCLUDED.request_hash, fence = EXCLUDED.fence,
              started_at = now(), updated_at = now()",
     )
@@ -259,7 +270,8 @@ pub async fn record_step(
          SELECT $1, $2, $4, $5, $6, $7, $8, $3 FROM mine
          ON CONFLICT (queue, job_id, generation, step) DO UPDATE
          SET state = EXCLUDED.state, upid = COALESCE(EXCLUDED.upid, fleet_job_steps.upid),
-             result = COALESCE(EXCLUDED.result, fleet_job_steps.result),
+             result = CASE WHEN EXCLUDED.result IS NULL THEN fleet_job_steps.result
+                           ELSE COALESCE(fleet_job_steps.result, '{}') || EXCLUDED.result END,
              fence = EXCLUDED.fence, updated_at = now()",
     )
     .bind(&fence.queue)

@@ -48,7 +48,9 @@ impl DbError {
     #[must_use]
     pub fn sqlstate(&self) -> Option<String> {
         match self {
-            Self::Sql { source: sqlx::Error::Database(error), .. } => error.code().map(|code| code.into_owned()),
+            Self::Sql { source: sqlx::Error::Database(error), .. } => {
+                error.code().map(|code| code.into_owned())
+            }
             _ => None,
         }
     }

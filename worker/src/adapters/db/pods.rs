@@ -169,6 +169,22 @@ pub async fn live_instance(pool: &PgPool, fence: &Fence) -> Result<Option<Instan
     .attempting("look for the job's pod")
 }
 
+/// The VMID of the job's last generation, if that one was quarantined.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn quarantined_vmid(pool: &PgPool, fence: &Fence) -> Result<Option<i32>, DbError> {
+    let last: Option<(i32, String)> = sqlx::query_as(
+        "SELECT vmid, phase FROM fleet_pods WHERE queue = $1 AND job_id = $2 ORDER BY generation DESC LIMIT 1",
+    )
+    .bind(&fence.queue)
+    .bind(&fence.job_id)
+    .fetch_optional(pool)
+    .await
+    .attempting("look for a quarantined guest of the job")?;
+    Ok(last.filter(|(_, phase)| phase == "quarantined").map(|(vmid, _)| vmid))
+}
+
 /// The highest generation a pod has had; 0 for none.
 ///
 /// # Errors

@@ -64,11 +64,12 @@ pub async fn take_any(tx: &mut Tx, cluster_id: i32, pod_id: Uuid, generation: i3
     if let Some(address) = taken {
         return Ok(Taken::Address(address));
     }
-    let pools: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM fleet_ip_pools WHERE cluster_id = $1)")
-        .bind(cluster_id)
-        .fetch_one(&mut **tx)
-        .await
-        .attempting("look for address pools")?;
+    let pools: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM fleet_ip_pools WHERE cluster_id = $1)")
+            .bind(cluster_id)
+            .fetch_one(&mut **tx)
+            .await
+            .attempting("look for address pools")?;
     Ok(if pools { Taken::Exhausted } else { Taken::NoPool })
 }
 
@@ -133,7 +134,12 @@ pub async fn take_this(
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn set_state(tx: &mut Tx, pod_id: Uuid, generation: i32, state: AddressState) -> Result<(), DbError> {
+pub async fn set_state(
+    tx: &mut Tx,
+    pod_id: Uuid,
+    generation: i32,
+    state: AddressState,
+) -> Result<(), DbError> {
     let (word, keep_owner, cooldown) = match state {
         AddressState::Used => ("used", true, false),
         AddressState::Quarantined => ("quarantined", true, false),

@@ -76,7 +76,8 @@ impl Pve {
                 builder.tls_backend_preconfigured(tls)
             }
             TlsTrust::CaFile(path) => {
-                let problem = |detail: String| SetupError::CaFile { file: path.display().to_string(), detail };
+                let problem =
+                    |detail: String| SetupError::CaFile { file: path.display().to_string(), detail };
                 let pem = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
                 let certificates =
                     Certificate::from_pem_bundle(&pem).map_err(|error| problem(error.to_string()))?;
@@ -229,14 +230,14 @@ impl PveClient {
     /// can have happened, after it anything can.
     fn network(&self, method: &Method, path: &[&str], error: &reqwest::Error) -> PveError {
         let text = chain(error);
-        let class = if text.contains("invalid peer certificate") || text.contains("which is not among the pinned")
-        {
-            Class::TlsRefused
-        } else if error.is_connect() || error.is_builder() {
-            Class::NodeUnreachable
-        } else {
-            Class::Ambiguous
-        };
+        let class =
+            if text.contains("invalid peer certificate") || text.contains("which is not among the pinned") {
+                Class::TlsRefused
+            } else if error.is_connect() || error.is_builder() {
+                Class::NodeUnreachable
+            } else {
+                Class::Ambiguous
+            };
         self.error(method, path, class, None, text)
     }
 

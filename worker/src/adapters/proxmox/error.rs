@@ -262,7 +262,10 @@ mod tests {
             ("VM 100 already exists", Class::Exists),
             ("Configuration file 'nodes/pve1/lxc/100.conf' does not exist", Class::NotFound),
             ("no such cluster node 'pve9'", Class::NotFound),
-            ("detected modified configuration - file changed by other user? Try again.", Class::DigestMismatch),
+            (
+                "detected modified configuration - file changed by other user? Try again.",
+                Class::DigestMismatch,
+            ),
             ("can't remove CT 100 - protection mode enabled", Class::Protected),
             ("unable to destroy CT 100 - container is running", Class::Running),
             ("CT 100 already running", Class::Running),

@@ -118,7 +118,8 @@ impl PveClient {
     async fn log_excerpt(&self, upid: &Upid) -> String {
         let path = ["nodes", &upid.node, "tasks", upid.as_str(), "log"];
         let lines: Vec<LogLine> = self.get(&path, &[("limit", "500")]).await.unwrap_or_default();
-        let lines: Vec<&str> = lines.iter().map(|line| line.t.trim()).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&str> =
+            lines.iter().map(|line| line.t.trim()).filter(|line| !line.is_empty()).collect();
         let tail = &lines[lines.len().saturating_sub(4)..];
         tail.join(" | ").chars().take(500).collect()
     }
@@ -174,7 +175,9 @@ mod tests {
         assert_eq!(read_exit("WARNINGS: 2"), TaskEnd::Warnings("WARNINGS: 2".to_owned()));
         assert!(matches!(read_exit("unexpected status"), TaskEnd::Lost(_)));
         assert!(matches!(read_exit(""), TaskEnd::Lost(_)));
-        assert!(matches!(read_exit("command 'x' failed"), TaskEnd::Failed { text, .. } if text == "command 'x' failed"));
+        assert!(
+            matches!(read_exit("command 'x' failed"), TaskEnd::Failed { text, .. } if text == "command 'x' failed")
+        );
     }
 
     #[test]

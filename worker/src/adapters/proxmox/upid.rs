@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_task_name_is_read_from_both_ends() {
-        let upid: Upid = "UPID:pve1:000012AB:123456789:6745A1B2:vzcreate:121:mpanel@pve!fleet:".parse().unwrap();
+        let upid: Upid =
+            "UPID:pve1:000012AB:123456789:6745A1B2:vzcreate:121:mpanel@pve!fleet:".parse().unwrap();
         assert_eq!((upid.node.as_str(), upid.kind.as_str(), upid.id.as_str()), ("pve1", "vzcreate", "121"));
         assert_eq!((upid.user.as_str(), upid.started_at_s), ("mpanel@pve!fleet", 0x6745_A1B2));
         let empty_id: Upid = "UPID:pve1:1:2:3:vzdump::root@pam:".parse().unwrap();
