@@ -7,6 +7,7 @@
 //!
 //! - [`ids`], [`keys`], [`time`]: validated names, key names, times
 //! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
+//! - [`payload`]: typed payloads of mPanel's queues
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
 //! - [`outcome`]: the codes with which scripts refuse
 //!
@@ -20,6 +21,7 @@ pub mod keys;
 pub mod lenient;
 pub mod options;
 pub mod outcome;
+pub mod payload;
 pub mod peer;
 pub mod script;
 pub mod state;
