@@ -19,6 +19,7 @@ use crate::{
     config::{Config, ProxmoxConfig, RedisConfig, RunConfig},
     exit::{Exit, Failed},
     migrate,
+    serve::serve,
     services::cloudpods::{self, CreateHandler, CreateService, Sites},
 };
 
@@ -125,7 +126,7 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
         ready = ready(&app) => match ready {
             Ok(()) => {
                 let reconciler = tokio::spawn(reconcile(app.db.clone(), stop.clone()));
-                let served = Box::pin(serve(&app, services, drain, stop.clone())).await;
+                let served = Box::pin(serve(&app, services, drain, &stop)).await;
                 stop.cancel();
                 // It ends by the token; a panic in it has been printed.
                 let _ = reconciler.await;
@@ -239,19 +240,4 @@ async fn stop_on_signal(stop: CancellationToken) {
         tracing::info!("stopping: no new jobs, running ones may end; signal again to leave at once");
         stop.cancel();
     }
-}
-
-/// Serves the queues through the engine until `stop`.
-///
-/// This is the one place that the engine is called from; its queue side is not
-/// in this branch.
-async fn serve(
-    app: &App,
-    services: Vec<QueueService>,
-    drain: bool,
-    stop: CancellationToken,
-) -> Result<(), Failed> {
-    let queues: Vec<&str> = services.iter().map(|service| service.queue).collect();
-    tracing::info!(redis = %app.redis.shown, ?queues, drain, stopped = stop.is_cancelled(), "ready");
-    Err(Failed::new(Exit::Failure, "this build has no engine: queues cannot be served yet"))
 }

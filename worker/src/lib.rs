@@ -9,6 +9,7 @@
 //! | [`adapters`] | Proxmox and Postgres; they import no service |
 //! | [`services`] | what we do for mPanel; they never import each other |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
+//! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
 //! that harmless is in Postgres: a fence for each job, a record of each step
@@ -21,4 +22,6 @@ pub mod commands;
 pub mod config;
 pub mod exit;
 pub mod migrate;
+pub mod neighbours;
+pub mod serve;
 pub mod services;

@@ -112,6 +112,10 @@ pub struct RunConfig {
     pub concurrency: Option<u32>,
     /// How long running jobs may take to end.
     pub drain_timeout: Duration,
+    /// How long a job's lock lives without renewal.
+    pub lock: Duration,
+    /// How often jobs of dead workers are looked for.
+    pub stalled_interval: Duration,
 }
 
 /// What is logged, and how.
@@ -239,11 +243,15 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
         None => None,
     };
     let drain = layers.number("run.drain_seconds", 0, 86_400);
+    let lock = layers.number("run.lock_ms", 1_000, 3_600_000);
+    let stalled = layers.number("run.stalled_ms", 1_000, 3_600_000);
     Some(RunConfig {
         queues: queues.filter(|queues| !queues.is_empty()),
         exclusive: exclusive?,
         concurrency: concurrency.and_then(|number| u32::try_from(number).ok()),
         drain_timeout: Duration::from_secs(drain?),
+        lock: Duration::from_millis(lock?),
+        stalled_interval: Duration::from_millis(stalled?),
     })
 }
 
