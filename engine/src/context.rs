@@ -1,13 +1,29 @@
 //! What a handler knows of the attempt it runs, and what it may do to its job
 //! while running: progress, log lines, cancellation.
 
-use mpanel_protocol::ids::{JobId, LockToken, QueueName};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use mpanel_connect::{ConnectError, Redis};
+use mpanel_protocol::{
+    calls::manage::{Update, update_job},
+    ids::{JobId, LockToken, QueueName},
+    keys::QueueKeys,
+    outcome::JobOpError,
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-/// The attempt that a handler runs.
-#[derive(Debug)]
+/// The attempt that a handler runs. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct JobContext {
+    inner: Arc<Attempt>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Attempt {
     pub(crate) queue: QueueName,
     pub(crate) id: JobId,
     pub(crate) name: String,
@@ -16,23 +32,29 @@ pub struct JobContext {
     pub(crate) attempts_made: u32,
     pub(crate) max_attempts: u32,
     pub(crate) enqueued_at_ms: i64,
+    pub(crate) keep_logs: Option<u32>,
     pub(crate) token: LockToken,
     pub(crate) cancelled: CancellationToken,
+    pub(crate) lock_lost: Arc<AtomicBool>,
+    /// Where progress and log lines go; a detached context has nowhere.
+    pub(crate) store: Option<(Redis, QueueKeys)>,
 }
 
 /// Progress or a log line could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// Redis refused or did not answer.
-    #[error("job {id}: {what} not written: {detail}")]
-    Redis {
+    /// There is no connection.
+    #[error("job {id}: {source}")]
+    Connect {
         /// The job.
         id: JobId,
-        /// `progress` or `log line`.
-        what: &'static str,
-        /// What Redis said.
-        detail: String,
+        /// The cause.
+        #[source]
+        source: ConnectError,
     },
+    /// Redis refused it.
+    #[error(transparent)]
+    Refused(#[from] JobOpError),
     /// The value cannot be written as JSON.
     #[error("job {id}: progress is not JSON: {source}")]
     NotJson {
@@ -45,6 +67,10 @@ pub enum ContextError {
 }
 
 impl JobContext {
+    pub(crate) fn new(attempt: Attempt) -> Self {
+        Self { inner: Arc::new(attempt) }
+    }
+
     /// A context that belongs to no queue: for tests of handlers. Progress and
     /// log lines are dropped.
     #[must_use]
@@ -56,7 +82,7 @@ impl JobContext {
         max_attempts: u32,
         data_json: &str,
     ) -> Self {
-        Self {
+        Self::new(Attempt {
             queue,
             id,
             name: name.to_owned(),
@@ -65,78 +91,87 @@ impl JobContext {
             attempts_made: attempt.saturating_sub(1),
             max_attempts,
             enqueued_at_ms: 0,
+            keep_logs: None,
             token: LockToken::new("detached"),
             cancelled: CancellationToken::new(),
-        }
+            lock_lost: Arc::default(),
+            store: None,
+        })
     }
 
     /// The queue the job came from.
     #[must_use]
     pub fn queue(&self) -> &QueueName {
-        &self.queue
+        &self.inner.queue
     }
 
     /// The job's id.
     #[must_use]
     pub fn id(&self) -> &JobId {
-        &self.id
+        &self.inner.id
     }
 
     /// The job's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.inner.name
     }
 
     /// The payload as stored.
     #[must_use]
     pub fn data_json(&self) -> &str {
-        &self.data_json
+        &self.inner.data_json
     }
 
     /// Which start of the job this is, from 1 (BullMQ's `attemptsStarted`; a
     /// stalled run counts).
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.inner.attempt
     }
 
     /// How many attempts have failed so far (BullMQ's `attemptsMade`).
     #[must_use]
     pub fn attempts_made(&self) -> u32 {
-        self.attempts_made
+        self.inner.attempts_made
     }
 
     /// How many attempts the producer allowed; at least 1.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {
-        self.max_attempts
+        self.inner.max_attempts
     }
 
     /// Whether a failure of this attempt is final.
     #[must_use]
     pub fn is_last_attempt(&self) -> bool {
-        self.attempts_made + 1 >= self.max_attempts
+        self.inner.attempts_made + 1 >= self.inner.max_attempts
     }
 
     /// When the job was enqueued, epoch milliseconds (the producer's clock).
     #[must_use]
     pub fn enqueued_at_ms(&self) -> i64 {
-        self.enqueued_at_ms
+        self.inner.enqueued_at_ms
     }
 
     /// A token that no other attempt of this job has. Compare it for equality;
     /// it has no order. Every Redis write of the attempt is fenced by it.
     #[must_use]
     pub fn fencing_token(&self) -> &LockToken {
-        &self.token
+        &self.inner.token
     }
 
     /// Fires when the attempt must end: its lock was lost, or the worker stops
-    /// hard. Writes after that are refused.
+    /// hard. After a lost lock nothing the attempt returns is written.
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
-        &self.cancelled
+        &self.inner.cancelled
+    }
+
+    /// Whether the lock is known to be lost: another worker may run the job now.
+    #[must_use]
+    pub fn lock_lost(&self) -> bool {
+        self.inner.lock_lost.load(Ordering::Relaxed)
     }
 
     /// Sets the job's progress (any JSON value), visible in Node as `job.progress`
@@ -145,16 +180,34 @@ impl JobContext {
     /// # Errors
     /// [`ContextError`]; safe to ignore or to call again.
     pub async fn progress<P: Serialize + Sync + ?Sized>(&self, progress: &P) -> Result<(), ContextError> {
-        let _text = serde_json::to_string(progress)
-            .map_err(|source| ContextError::NotJson { id: self.id.clone(), source })?;
-        Ok(())
+        let json = serde_json::to_string(progress)
+            .map_err(|source| ContextError::NotJson { id: self.inner.id.clone(), source })?;
+        self.update(Update::Progress(&json)).await
     }
 
     /// Appends a line to the job's log (`queue.getJobLogs` in Node).
     ///
     /// # Errors
     /// [`ContextError`]; safe to ignore or to call again.
-    pub async fn log(&self, _line: &str) -> Result<(), ContextError> {
-        Ok(())
+    pub async fn log(&self, line: &str) -> Result<(), ContextError> {
+        self.update(Update::Log { line, keep: self.inner.keep_logs }).await
+    }
+
+    async fn update(&self, update: Update<'_>) -> Result<(), ContextError> {
+        let Some((redis, keys)) = &self.inner.store else { return Ok(()) };
+        let id = &self.inner.id;
+        let mut shared =
+            redis.shared().await.map_err(|source| ContextError::Connect { id: id.clone(), source })?;
+        match update_job(&mut shared.conn, keys, id, update).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                if let JobOpError::Script(script) = &error
+                    && let Some(source) = script.redis()
+                {
+                    redis.report(&shared, source).await;
+                }
+                Err(error.into())
+            }
+        }
     }
 }

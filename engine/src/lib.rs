@@ -1,3 +1,57 @@
 //! A worker engine for any BullMQ queue.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use mpanel_engine::{Engine, JobContext, JobError, handler_fn};
+//! use serde::Deserialize;
+//!
+//! #[derive(Deserialize)]
+//! struct Mail {
+//!     to: String,
+//! }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::connect("redis://127.0.0.1:6379").await?;
+//! let welcome = handler_fn(|ctx: JobContext, mail: Mail| async move {
+//!     ctx.log(&format!("to {}", mail.to)).await.ok();
+//!     Ok::<_, JobError>("sent")
+//! });
+//! let worker = engine.worker("mails")?.concurrency(10).handle("welcome", welcome).start()?;
+//! tokio::signal::ctrl_c().await?;
+//! worker.stop(Duration::from_secs(30)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Runs beside Node's BullMQ workers on the same queues and knows nothing of
+//! mPanel. Delivery is at least once: a handler may run twice for a job, never
+//! finish it twice.
+//!
+//! - [`handler`]: what a user writes; [`context`]: what a handler may ask
+//! - [`engine`](Engine), [`worker`](Worker): start and stop
+//! - [`outcome`]: the pure decision what follows an attempt
+//! - [`admin`]: looking at queues and managing them
+//!
+//! Inside, one duty a file: `pump` (finish and fetch), `executor` (one attempt),
+//! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs).
+
+pub mod admin;
 pub mod context;
+mod engine;
+mod executor;
 pub mod handler;
+mod locks;
+mod marker;
+pub mod outcome;
+mod pump;
+mod rescuer;
+mod router;
+mod worker;
+
+pub use context::JobContext;
+pub use engine::{Engine, EngineBuilder, EngineError};
+pub use handler::{Handler, JobError};
+pub use mpanel_protocol::calls::fetch::RateLimit;
+pub use router::{HandlerFn, handler_fn};
+pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};

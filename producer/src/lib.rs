@@ -1,1 +1,38 @@
-//! skeleton
+//! Enqueue jobs that any BullMQ worker serves, Node's or mpanel-fleet's.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use mpanel_producer::{EnqueueOptions, Producer};
+//! use serde_json::json;
+//!
+//! let producer = Producer::connect("redis://127.0.0.1:6379").await?;
+//! let mails = producer.queue("mails")?;
+//! let enqueued = mails
+//!     .enqueue("welcome", &json!({"to": "a@example.org"}), EnqueueOptions::new().attempts(3))
+//!     .await?;
+//! println!("job {}", enqueued.id());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Calls made at the same time travel together; an idle producer adds no wait.
+//! [`QueueProducer::enqueue_bulk`] sends thousands of jobs in one round trip.
+//!
+//! What is promised: a job whose enqueue was acknowledged is in Redis. When a call
+//! fails with [`EnqueueError::Unknown`] the job may or may not be there; with an id
+//! of your own ([`EnqueueOptions::job_id`]) the call can simply be made again.
+
+mod batch;
+mod error;
+mod options;
+mod producer;
+
+pub use error::EnqueueError;
+pub use mpanel_protocol::{
+    backoff::Backoff,
+    ids::{JobId, Prefix, QueueName},
+    options::{JobOptions, KeepJobs, KeepPolicy},
+    peer::Peer,
+};
+pub use options::{EnqueueOptions, validate};
+pub use producer::{BulkJob, Enqueued, Producer, ProducerBuilder, QueueProducer};

@@ -1,3 +1,29 @@
-//! What BullMQ and mPanel keep in Redis.
+//! What BullMQ and mPanel keep in Redis, and the scripts that move it.
+//!
+//! The crate knows the protocol and nothing else: it never opens a connection,
+//! reads a clock, a random number or an environment variable. Times, tokens and
+//! connections are arguments. Compatible with BullMQ 5.28 to 6.7 on one queue;
+//! where versions differ, [`peer::Peer`] decides (default: 5.x).
+//!
+//! - [`ids`], [`keys`], [`time`]: validated names, key names, times
+//! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
+//! - [`script`], [`calls`]: the Lua scripts and a typed function for each
+//! - [`payload`]: what mPanel puts into `data`, typed
+//! - [`outcome`]: the codes with which scripts refuse
+//!
+//! Delivery is at least once: a worker can die between an effect and its finish.
+
+pub mod backoff;
+pub mod calls;
 pub mod ids;
+pub mod job;
+pub mod keys;
+pub mod lenient;
+pub mod options;
+pub mod outcome;
 pub mod payload;
+pub mod peer;
+pub mod script;
+pub mod state;
+pub mod time;
+mod wire;

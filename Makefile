@@ -1,0 +1,31 @@
+# Entry points. Each installs what is missing (once, and says so) and leaves nothing running.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full bench fmt lint deny
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what the other targets need
+	@scripts/setup.sh
+
+demo: ## The whole fleet on this machine, with a live display; KEEP=1 leaves it running
+	@KEEP=$(KEEP) scripts/demo.sh
+
+test: ## Format, lints, dependencies, unit, integration and conformance tests
+	@scripts/test.sh
+
+test-full: ## The same with all versions, topologies and the long runs
+	@FLEET_TEST_TIER=full scripts/test.sh
+
+bench: ## Drain 100,000 jobs beside npm bullmq
+	@scripts/setup.sh
+	@cargo run --release --locked -p mpanel-bench -- $(ARGS)
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+lint: ## Format check and clippy, warnings denied
+	@scripts/test.sh fmt clippy
+
+deny: ## Licences, banned and duplicate crates, sources, advisories
+	@scripts/test.sh deny

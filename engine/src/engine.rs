@@ -1,0 +1,196 @@
+//! What all workers of a process share: the Redis handle, the clock, the lock
+//! renewal, the source of random numbers.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use mpanel_connect::{ConnectError, Redis, ServerClock};
+use mpanel_protocol::{
+    ids::{NameError, Prefix, QueueName},
+    keys::QueueKeys,
+    peer::Peer,
+    time::{Clock, TimestampMs},
+};
+
+use crate::{locks::LockKeeper, worker::WorkerBuilder};
+
+/// How often the clock is compared with the server's.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The engine of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(crate) inner: Arc<EngineInner>,
+}
+
+pub(crate) struct EngineInner {
+    pub(crate) redis: Redis,
+    pub(crate) prefix: Prefix,
+    pub(crate) peer: Peer,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) keeper: Arc<LockKeeper>,
+    random: Option<fn() -> f64>,
+}
+
+impl std::fmt::Debug for EngineInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("redis", &self.redis)
+            .field("prefix", &self.prefix)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EngineInner {
+    pub(crate) fn now(&self) -> TimestampMs {
+        self.clock.now()
+    }
+
+    /// In [0, 1).
+    pub(crate) fn random(&self) -> f64 {
+        self.random.map_or_else(fastrand::f64, |random| random())
+    }
+}
+
+/// Why an engine or worker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A name breaks BullMQ's rules.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A setting cannot be used.
+    #[error("{0}")]
+    Setting(String),
+    /// The renewal thread could not be started.
+    #[error("the lock renewal thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Settings of an [`Engine`].
+#[derive(Debug)]
+pub struct EngineBuilder {
+    redis: Redis,
+    prefix: Prefix,
+    peer: Peer,
+    clock: Option<Arc<dyn Clock>>,
+    random: Option<fn() -> f64>,
+}
+
+impl EngineBuilder {
+    /// The key prefix; default `bull`.
+    #[must_use]
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// The BullMQ generation of the other writers; default 5.x.
+    #[must_use]
+    pub fn peer(mut self, peer: Peer) -> Self {
+        self.peer = peer;
+        self
+    }
+
+    /// Another source of time; default: the server's.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Another source of random numbers in [0, 1), for backoff jitter.
+    #[must_use]
+    pub fn random(mut self, random: fn() -> f64) -> Self {
+        self.random = Some(random);
+        self
+    }
+
+    /// Connects; waits while Redis does not answer, and says so.
+    ///
+    /// # Errors
+    /// [`EngineError::Connect`] when waiting does not help.
+    pub async fn connect(self) -> Result<Engine, EngineError> {
+        self.redis.wait_until_up().await?;
+        let clock: Arc<dyn Clock> = match self.clock {
+            Some(clock) => clock,
+            None => {
+                let clock = Arc::new(ServerClock::default());
+                measure(&self.redis, &clock).await;
+                // Ends when the engine is gone.
+                tokio::spawn(keep_measuring(self.redis.clone(), Arc::downgrade(&clock)));
+                clock
+            }
+        };
+        let keeper = LockKeeper::start(self.redis.clone())?;
+        Ok(Engine {
+            inner: Arc::new(EngineInner {
+                redis: self.redis,
+                prefix: self.prefix,
+                peer: self.peer,
+                clock,
+                keeper,
+                random: self.random,
+            }),
+        })
+    }
+}
+
+async fn measure(redis: &Redis, clock: &ServerClock) {
+    let Ok(mut shared) = redis.shared().await else { return };
+    if let Err(error) = clock.measure(&mut shared.conn).await {
+        redis.report(&shared, &error).await;
+        tracing::debug!(%error, "the server's time could not be read");
+    }
+}
+
+async fn keep_measuring(redis: Redis, clock: Weak<ServerClock>) {
+    loop {
+        tokio::time::sleep(CLOCK_INTERVAL).await;
+        let Some(clock) = clock.upgrade() else { return };
+        measure(&redis, &clock).await;
+    }
+}
+
+impl Engine {
+    /// Connects with default settings.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn connect(url: &str) -> Result<Self, EngineError> {
+        Self::builder(Redis::open(url)?).connect().await
+    }
+
+    /// Settings for an engine on `redis`.
+    #[must_use]
+    pub fn builder(redis: Redis) -> EngineBuilder {
+        EngineBuilder { redis, prefix: Prefix::default(), peer: Peer::default(), clock: None, random: None }
+    }
+
+    /// A worker for a queue, to be configured and started.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn worker(&self, queue: &str) -> Result<WorkerBuilder, EngineError> {
+        let queue = QueueName::new(queue)?;
+        let keys = QueueKeys::new(&self.inner.prefix, &queue);
+        Ok(WorkerBuilder::new(self.inner.clone(), keys))
+    }
+
+    /// The Redis handle all workers share.
+    #[must_use]
+    pub fn redis(&self) -> &Redis {
+        &self.inner.redis
+    }
+
+    /// The key prefix.
+    #[must_use]
+    pub fn prefix(&self) -> &Prefix {
+        &self.inner.prefix
+    }
+}

@@ -1,0 +1,239 @@
+//! Lock renewal for every active job of the process, on a thread and a connection
+//! of its own: a handler that hogs the runtime does not lose its lock.
+//!
+//! A job whose lock is lost, or could not be renewed until it surely expired, is
+//! cancelled at once.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mpanel_connect::Redis;
+use mpanel_protocol::{
+    calls::locks::{LOCKS_PER_CALL, extend_locks},
+    ids::{JobId, LockToken},
+    keys::QueueKeys,
+};
+use redis::aio::MultiplexedConnection;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How long a renewal may take before its connection counts as broken.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a renewal that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// One lock we hold.
+#[derive(Debug)]
+struct Held {
+    token: LockToken,
+    proven: Instant,
+    cancel: CancellationToken,
+    lost: Arc<AtomicBool>,
+}
+
+/// The locks of one worker.
+#[derive(Debug)]
+struct Ring {
+    keys: QueueKeys,
+    lock: Duration,
+    due: Instant,
+    held: HashMap<JobId, Held>,
+}
+
+/// The locks of one worker that are to be renewed now.
+struct DueRing {
+    ring: u64,
+    keys: QueueKeys,
+    lock: Duration,
+    held: Vec<(JobId, LockToken)>,
+}
+
+/// Renews the locks of all workers of a process.
+#[derive(Debug)]
+pub(crate) struct LockKeeper {
+    rings: Mutex<HashMap<u64, Ring>>,
+    changed: Notify,
+    next_ring: AtomicU64,
+}
+
+/// A worker's way to the keeper.
+#[derive(Debug, Clone)]
+pub(crate) struct LockRing {
+    keeper: Arc<LockKeeper>,
+    id: u64,
+}
+
+impl LockKeeper {
+    /// Starts the thread; it ends when the keeper is dropped.
+    pub(crate) fn start(redis: Redis) -> std::io::Result<Arc<Self>> {
+        let keeper = Arc::new(Self {
+            rings: Mutex::new(HashMap::new()),
+            changed: Notify::new(),
+            next_ring: AtomicU64::new(0),
+        });
+        let weak = Arc::downgrade(&keeper);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new()
+            .name("lock-renewal".to_owned())
+            .spawn(move || runtime.block_on(renew_for_ever(weak, redis)))?;
+        Ok(keeper)
+    }
+
+    fn rings(&self) -> MutexGuard<'_, HashMap<u64, Ring>> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ring for a worker whose locks live for `lock`.
+    pub(crate) fn ring(self: &Arc<Self>, keys: QueueKeys, lock: Duration) -> LockRing {
+        let id = self.next_ring.fetch_add(1, Ordering::Relaxed);
+        let ring = Ring { keys, lock, due: Instant::now() + lock / 2, held: HashMap::new() };
+        self.rings().insert(id, ring);
+        LockRing { keeper: self.clone(), id }
+    }
+
+    /// When the next renewal is due; `None` while nothing is held.
+    fn next_due(&self) -> Option<Instant> {
+        self.rings().values().filter(|r| !r.held.is_empty()).map(|r| r.due).min()
+    }
+
+    /// The rings whose renewal is due, as lists to renew.
+    fn take_due(&self, now: Instant) -> Vec<DueRing> {
+        let mut rings = self.rings();
+        let due = rings.iter_mut().filter(|(_, r)| !r.held.is_empty() && r.due <= now);
+        due.map(|(id, ring)| {
+            ring.due = now + ring.lock / 2;
+            let held = ring.held.iter().map(|(id, h)| (id.clone(), h.token.clone())).collect();
+            DueRing { ring: *id, keys: ring.keys.clone(), lock: ring.lock, held }
+        })
+        .collect()
+    }
+
+    fn renewed(&self, ring: u64, asked: &[(JobId, LockToken)], lost: &[JobId], at: Instant) {
+        let mut rings = self.rings();
+        let Some(ring) = rings.get_mut(&ring) else { return };
+        for (id, token) in asked {
+            let Some(held) = ring.held.get_mut(id).filter(|h| h.token == *token) else { continue };
+            if lost.contains(id) {
+                tracing::warn!(queue = %ring.keys.queue(), job.id = %id, "lock lost; the attempt is cancelled");
+                held.lost.store(true, Ordering::Relaxed);
+                held.cancel.cancel();
+                ring.held.remove(id);
+            } else {
+                held.proven = at;
+            }
+        }
+    }
+
+    /// A renewal failed: try again soon, and give up what surely expired.
+    fn not_renewed(&self, ring: u64, now: Instant) {
+        let mut rings = self.rings();
+        let Some(ring) = rings.get_mut(&ring) else { return };
+        ring.due = now + RETRY_PAUSE;
+        let lock = ring.lock;
+        let queue = ring.keys.queue().clone();
+        ring.held.retain(|id, held| {
+            let expired = now.duration_since(held.proven) > lock;
+            if expired {
+                tracing::warn!(%queue, job.id = %id, "lock not renewed until it expired; the attempt is cancelled");
+                held.lost.store(true, Ordering::Relaxed);
+                held.cancel.cancel();
+            }
+            !expired
+        });
+    }
+}
+
+impl LockRing {
+    /// From now on the job's lock is renewed. `asked_at` is when the call that set
+    /// the lock was made.
+    pub(crate) fn hold(
+        &self,
+        id: JobId,
+        token: LockToken,
+        asked_at: Instant,
+        cancel: CancellationToken,
+        lost: Arc<AtomicBool>,
+    ) {
+        let mut rings = self.keeper.rings();
+        let Some(ring) = rings.get_mut(&self.id) else { return };
+        let was_empty = ring.held.is_empty();
+        ring.held.insert(id, Held { token, proven: asked_at, cancel, lost });
+        let due = asked_at + ring.lock / 2;
+        if was_empty || due < ring.due {
+            ring.due = due;
+            drop(rings);
+            self.keeper.changed.notify_one();
+        }
+    }
+
+    /// The attempt is over; its lock is renewed no more.
+    pub(crate) fn release(&self, id: &JobId) {
+        if let Some(ring) = self.keeper.rings().get_mut(&self.id) {
+            ring.held.remove(id);
+        }
+    }
+
+    /// Cancels every attempt that still runs.
+    pub(crate) fn cancel_all(&self) {
+        if let Some(ring) = self.keeper.rings().get(&self.id) {
+            ring.held.values().for_each(|held| held.cancel.cancel());
+        }
+    }
+
+    /// The worker is gone.
+    pub(crate) fn close(&self) {
+        self.keeper.rings().remove(&self.id);
+    }
+}
+
+async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
+    let mut conn: Option<MultiplexedConnection> = None;
+    loop {
+        let (due, changed) = match keeper.upgrade() {
+            None => return,
+            Some(keeper) => {
+                // Registered before the look, so that no change is missed.
+                let due = keeper.next_due();
+                (due, keeper)
+            }
+        };
+        // A pause bounded in time, so that the thread sees that its keeper is gone.
+        let pause = due.map_or(Duration::from_secs(1), |due| due.saturating_duration_since(Instant::now()));
+        let pause = pause.min(Duration::from_secs(1));
+        // cancel-safe: a notification that is not taken stays for the next turn.
+        let _ = tokio::time::timeout(pause, changed.changed.notified()).await;
+        let now = Instant::now();
+        for DueRing { ring, keys, lock, held } in changed.take_due(now) {
+            for chunk in held.chunks(LOCKS_PER_CALL) {
+                match renew(&redis, &mut conn, &keys, lock, chunk).await {
+                    Ok(lost) => changed.renewed(ring, chunk, &lost, now),
+                    Err(error) => {
+                        tracing::warn!(queue = %keys.queue(), error, "locks could not be renewed");
+                        conn = None;
+                        changed.not_renewed(ring, Instant::now());
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn renew(
+    redis: &Redis,
+    slot: &mut Option<MultiplexedConnection>,
+    keys: &QueueKeys,
+    lock: Duration,
+    held: &[(JobId, LockToken)],
+) -> Result<Vec<JobId>, String> {
+    let conn = match slot {
+        Some(conn) => conn,
+        None => slot.insert(redis.dedicated(None, RENEWAL_TIMEOUT).await.map_err(|e| e.to_string())?),
+    };
+    extend_locks(conn, keys, lock, held).await.map_err(|e| e.to_string())
+}

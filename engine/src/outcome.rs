@@ -1,0 +1,271 @@
+//! The decision what follows an attempt, as BullMQ's worker makes it
+//! (`bullmq-protocol.md` 3.5). Pure: the random number is an argument; the
+//! pump writes the decision.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use mpanel_protocol::{
+    backoff::{BackoffKind, saturating_ms},
+    calls::finish::{Failure, Transition},
+    job::FetchedJob,
+    options::{JobOptions, KeepJobs},
+    time::millis,
+};
+
+use crate::handler::{FinalCause, JobError};
+
+/// Longest `failedReason`, bytes.
+const REASON_MAX: usize = 4096;
+/// Longest stack trace text, bytes.
+const STACK_MAX: usize = 8192;
+
+/// A custom backoff strategy: from the failed attempt's number (from 1), the
+/// strategy's name and the job, to the pause; `None` fails the job.
+pub type BackoffStrategy = Arc<dyn Fn(u32, &str, &FetchedJob) -> Option<Duration> + Send + Sync>;
+
+/// What a worker adds to the decision.
+#[derive(Clone, Default)]
+pub struct OutcomePolicy {
+    /// Retention of completed jobs that say nothing themselves.
+    pub remove_on_complete: Option<KeepJobs>,
+    /// Retention of failed jobs that say nothing themselves.
+    pub remove_on_fail: Option<KeepJobs>,
+    /// Strategy for backoff types that are neither fixed nor exponential.
+    pub backoff_strategy: Option<BackoffStrategy>,
+}
+
+impl fmt::Debug for OutcomePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutcomePolicy")
+            .field("remove_on_complete", &self.remove_on_complete)
+            .field("remove_on_fail", &self.remove_on_fail)
+            .field("backoff_strategy", &self.backoff_strategy.is_some())
+            .finish()
+    }
+}
+
+/// A failed attempt, reduced to what is stored of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptFailure {
+    /// `failedReason`.
+    pub reason: String,
+    /// One entry of `stacktrace`.
+    pub stack: String,
+    /// Whether and when it may be tried again.
+    pub again: Again,
+}
+
+/// Whether and when a failed attempt may be followed by another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// After the job's backoff.
+    Backoff,
+    /// After this pause.
+    After(Duration),
+    /// Never.
+    Never(FinalCause),
+}
+
+/// Cuts text at a character boundary.
+fn bounded(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let mut end = max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+impl AttemptFailure {
+    /// From what a handler returned. Causes go into the stack, below the reason.
+    #[must_use]
+    pub fn from_error(error: &JobError) -> Self {
+        let again = match error {
+            JobError::Retry { .. } => Again::Backoff,
+            JobError::RetryAfter { delay, .. } => Again::After(*delay),
+            JobError::Never { .. } => Again::Never(FinalCause::NeverRetry),
+        };
+        let name = if matches!(again, Again::Never(_)) { "UnrecoverableError" } else { "Error" };
+        let mut stack = format!("{name}: {}", error.reason());
+        let mut cause = std::error::Error::source(error);
+        while let Some(source) = cause {
+            stack.push_str("\n    caused by: ");
+            stack.push_str(&source.to_string());
+            cause = source.source();
+        }
+        Self {
+            reason: bounded(error.reason().to_owned(), REASON_MAX),
+            stack: bounded(stack, STACK_MAX),
+            again,
+        }
+    }
+
+    /// A failure that is final before any handler ran.
+    #[must_use]
+    pub fn unrecoverable(reason: impl Into<String>, cause: FinalCause) -> Self {
+        let reason = bounded(reason.into(), REASON_MAX);
+        let stack = format!("UnrecoverableError: {reason}");
+        Self { reason, stack, again: Again::Never(cause) }
+    }
+
+    /// A panic: counts as an attempt, and is tried again.
+    #[must_use]
+    pub fn panicked(message: &str) -> Self {
+        let reason = bounded(format!("handler panicked: {message}"), REASON_MAX);
+        let stack = format!("Error: {reason}");
+        Self { reason, stack, again: Again::Backoff }
+    }
+}
+
+/// The transition after success; `value` is JSON text.
+#[must_use]
+pub fn after_success(options: &JobOptions, value: String, policy: &OutcomePolicy) -> Transition {
+    let keep = options.remove_on_complete.or(policy.remove_on_complete);
+    Transition::Complete { value, keep: keep.map(KeepJobs::retention).unwrap_or_default() }
+}
+
+/// Why a failure of this attempt would be final; `None` when another attempt follows.
+#[must_use]
+pub fn final_cause(job: &FetchedJob, options: &JobOptions, failure: &AttemptFailure) -> Option<FinalCause> {
+    match failure.again {
+        Again::Never(cause) => Some(cause),
+        Again::Backoff | Again::After(_) if job.attempts_made + 1 >= options.attempts => {
+            Some(FinalCause::Exhausted)
+        }
+        Again::Backoff | Again::After(_) => None,
+    }
+}
+
+/// The transition after a failure. `random` is in [0, 1).
+#[must_use]
+pub fn after_failure(
+    job: &FetchedJob,
+    options: &JobOptions,
+    failure: &AttemptFailure,
+    policy: &OutcomePolicy,
+    random: f64,
+) -> Transition {
+    let stored = Failure {
+        reason: failure.reason.clone(),
+        stacktrace: Some(job.stacktrace_with(&failure.stack, options)),
+    };
+    let fail = |failure: Failure| Transition::Fail {
+        failure,
+        keep: options.remove_on_fail.or(policy.remove_on_fail).map(KeepJobs::retention).unwrap_or_default(),
+        attempts_allowed: options.attempts,
+    };
+    if final_cause(job, options, failure).is_some() {
+        return fail(stored);
+    }
+    let delay_ms = match failure.again {
+        Again::After(delay) => Some(millis(delay)),
+        Again::Backoff | Again::Never(_) => backoff_ms(job, options, policy, random),
+    };
+    match delay_ms {
+        None => fail(stored),
+        Some(ms) if ms <= 0 => Transition::RetryNow { failure: stored, lifo: options.is_lifo() },
+        Some(ms) => Transition::RetryLater { failure: stored, delay_ms: ms },
+    }
+}
+
+/// The pause before the next attempt; `None` when a custom strategy gives up or
+/// is not known here.
+fn backoff_ms(job: &FetchedJob, options: &JobOptions, policy: &OutcomePolicy, random: f64) -> Option<i64> {
+    let Some(backoff) = &options.backoff else { return Some(0) };
+    let attempt = job.attempts_made + 1;
+    match &backoff.kind {
+        BackoffKind::Fixed | BackoffKind::Exponential => backoff.delay_ms(attempt, random),
+        BackoffKind::Custom(name) => {
+            let strategy = policy.backoff_strategy.as_ref()?;
+            #[expect(clippy::cast_precision_loss, reason = "a pause in ms")]
+            strategy(attempt, name, job).map(|pause| saturating_ms(millis(pause) as f64))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mpanel_protocol::ids::JobId;
+
+    use super::*;
+
+    fn job(attempts_made: u32) -> FetchedJob {
+        FetchedJob {
+            id: JobId::stored("1"),
+            name: "a".into(),
+            data: "{}".into(),
+            opts: "{}".into(),
+            timestamp_ms: 0,
+            attempts_made,
+            attempts_started: attempts_made + 1,
+            stalls: 0,
+            priority: 0,
+            parent_key: None,
+            scheduler: None,
+            dedup_id: None,
+            deferred_failure: None,
+            stacktrace: None,
+        }
+    }
+
+    fn decide(opts: &str, attempts_made: u32, error: &JobError) -> Transition {
+        let options = JobOptions::from_json(opts).unwrap();
+        let failure = AttemptFailure::from_error(error);
+        after_failure(&job(attempts_made), &options, &failure, &OutcomePolicy::default(), 0.5)
+    }
+
+    #[test]
+    fn attempts_are_used_up_then_the_job_fails() {
+        let opts = r#"{"attempts":3,"backoff":{"type":"exponential","delay":100}}"#;
+        let retry = JobError::retry("no");
+        assert!(matches!(decide(opts, 0, &retry), Transition::RetryLater { delay_ms: 100, .. }));
+        assert!(matches!(decide(opts, 1, &retry), Transition::RetryLater { delay_ms: 200, .. }));
+        assert!(matches!(decide(opts, 2, &retry), Transition::Fail { .. }));
+        assert!(matches!(decide("{}", 0, &retry), Transition::Fail { attempts_allowed: 0, .. }));
+    }
+
+    #[test]
+    fn no_backoff_retries_at_once() {
+        let opts = r#"{"attempts":2,"lifo":true}"#;
+        assert!(matches!(decide(opts, 0, &JobError::retry("no")), Transition::RetryNow { lifo: true, .. }));
+    }
+
+    #[test]
+    fn retry_after_overrides_the_backoff() {
+        let error = JobError::retry_after(Duration::from_secs(2), "busy");
+        assert!(matches!(
+            decide(r#"{"attempts":2,"backoff":5}"#, 0, &error),
+            Transition::RetryLater { delay_ms: 2000, .. }
+        ));
+    }
+
+    #[test]
+    fn never_means_never() {
+        assert!(matches!(
+            decide(r#"{"attempts":9}"#, 0, &JobError::never("bad input")),
+            Transition::Fail { .. }
+        ));
+    }
+
+    #[test]
+    fn an_unknown_strategy_fails_the_job() {
+        let opts = r#"{"attempts":3,"backoff":{"type":"mine"}}"#;
+        assert!(matches!(decide(opts, 0, &JobError::retry("no")), Transition::Fail { .. }));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        let failure = AttemptFailure::from_error(&JobError::retry("é".repeat(5000)));
+        assert!(failure.reason.len() <= REASON_MAX + 4 && failure.reason.ends_with('…'));
+    }
+
+    #[test]
+    fn causes_stand_in_the_stack() {
+        let failure = AttemptFailure::from_error(&JobError::retry("create failed").because("disk full"));
+        assert_eq!(failure.reason, "create failed");
+        assert_eq!(failure.stack, "Error: create failed\n    caused by: disk full");
+    }
+}

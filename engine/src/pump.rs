@@ -1,0 +1,392 @@
+//! The heart of a worker: one call at a time finishes what has ended and fetches
+//! for the slots that are free.
+//!
+//! While a call is under way the outcomes of running jobs gather, so batches grow
+//! with the load and an idle worker adds no wait. Nothing is fetched beyond the
+//! free slots. The call itself is never dropped half way.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mpanel_protocol::{
+    calls::{
+        fetch::{FetchSpec, Fetched, SLOTS_PER_CALL, fetch_jobs},
+        finish::{FINISHES_PER_CALL, Finish, Finished, Transition, finish_jobs},
+    },
+    ids::{JobId, LockToken},
+    outcome::Refusal,
+    script::ScriptError,
+    time::TimestampMs,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    executor::{Done, run_attempt},
+    marker::{BLOCK_MAX, Wake},
+    worker::{Shared, WorkerStats},
+};
+
+/// Pauses after a call that failed, doubling.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Longest wait for a rate limit before it is looked at again.
+const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a worker stays away from a queue whose keys it cannot use.
+const CORRUPT_PAUSE: Duration = Duration::from_secs(5);
+
+/// When the next fetch makes sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    /// Now: there may be work.
+    Now,
+    /// When the marker says so, or a delayed job is due.
+    OnMarker { due: Option<TimestampMs> },
+    /// Not before this time: a limit, or a failure.
+    NotBefore(Instant),
+}
+
+/// An outcome on its way to Redis.
+#[derive(Debug)]
+struct Outgoing {
+    finish: Finish,
+    /// A call with it broke off: it may have been written already.
+    uncertain: bool,
+}
+
+/// The loop and its state.
+pub(crate) struct Pump {
+    shared: Arc<Shared>,
+    wait: mpsc::Sender<Duration>,
+    wakes: mpsc::Receiver<Wake>,
+    stats: watch::Sender<WorkerStats>,
+    counters: WorkerStats,
+    attempts: JoinSet<Done>,
+    running: HashMap<tokio::task::Id, (JobId, AbortHandle)>,
+    outgoing: Vec<Outgoing>,
+    fetch: Fetch,
+    waiting: bool,
+    pause: Duration,
+    last_fetch_empty: bool,
+}
+
+/// Distinguishes the tokens of one process; the first half is random.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+impl Pump {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        wait: mpsc::Sender<Duration>,
+        wakes: mpsc::Receiver<Wake>,
+        stats: watch::Sender<WorkerStats>,
+    ) -> Self {
+        Self {
+            shared,
+            wait,
+            wakes,
+            stats,
+            counters: WorkerStats::default(),
+            attempts: JoinSet::new(),
+            running: HashMap::new(),
+            outgoing: Vec::new(),
+            fetch: Fetch::Now,
+            waiting: false,
+            pause: PAUSE_MIN,
+            last_fetch_empty: false,
+        }
+    }
+
+    /// Runs until the worker is stopped and nothing runs; gives back how many jobs
+    /// did not finish.
+    pub(crate) async fn run(mut self) -> usize {
+        let worker_id = uuid::Uuid::new_v4();
+        loop {
+            self.gather();
+            let stopping = self.shared.stop.is_cancelled();
+            let slots = if stopping { 0 } else { self.free_slots() };
+            let may_fetch = slots > 0 && self.fetch == Fetch::Now;
+            let writable =
+                !matches!(self.fetch, Fetch::NotBefore(at) if self.retrying() && at > Instant::now());
+            if (!self.outgoing.is_empty() && writable) || may_fetch {
+                // Handlers that need no more than a moment end before the call and share it.
+                tokio::task::yield_now().await;
+                self.gather();
+                let slots = if stopping { 0 } else { self.free_slots() };
+                let token = LockToken::new(format!("{worker_id}:{}", CALLS.fetch_add(1, Ordering::Relaxed)));
+                self.exchange(slots, token).await;
+                self.publish();
+                continue;
+            }
+            if stopping && self.running.is_empty() && self.outgoing.is_empty() {
+                break;
+            }
+            self.publish();
+            self.rest(stopping, slots).await;
+        }
+        if self.waiting {
+            // A marker may have been taken on our behalf just now: put it back.
+            self.exchange(0, LockToken::new("none")).await;
+        }
+        self.shared.locks.close();
+        self.running.len()
+    }
+
+    fn retrying(&self) -> bool {
+        self.pause > PAUSE_MIN
+    }
+
+    fn free_slots(&self) -> usize {
+        self.shared.concurrency.saturating_sub(self.running.len())
+    }
+
+    /// Takes in what has ended.
+    fn gather(&mut self) {
+        while let Some(ended) = self.attempts.try_join_next_with_id() {
+            self.take_in(ended);
+        }
+    }
+
+    fn take_in(&mut self, ended: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
+        match ended {
+            Ok((task, Done::Finish(finish))) => {
+                self.running.remove(&task);
+                match finish.transition {
+                    Transition::Complete { .. } => self.counters.completed += 1,
+                    Transition::Fail { .. } | Transition::RetryNow { .. } | Transition::RetryLater { .. } => {
+                        self.counters.failed += 1;
+                    }
+                    Transition::Snooze { .. } | Transition::Release | Transition::AwaitChildren { .. } => {}
+                }
+                self.outgoing.push(Outgoing { finish, uncertain: false });
+            }
+            Ok((task, Done::LockLost(id))) => {
+                self.running.remove(&task);
+                self.shared.locks.release(&id);
+            }
+            // Only a stop aborts attempts; a panic inside one is an outcome already.
+            Err(error) => {
+                if let Some((id, _)) = self.running.remove(&error.id()) {
+                    self.shared.locks.release(&id);
+                    tracing::error!(job.id = %id, %error, "an attempt broke off; the job will be rescued");
+                }
+            }
+        }
+    }
+
+    /// Waits for anything to happen.
+    async fn rest(&mut self, stopping: bool, slots: usize) {
+        if let Fetch::OnMarker { due } = self.fetch
+            && slots > 0
+            && !self.waiting
+        {
+            let now = self.shared.engine.now();
+            let block = due.map_or(BLOCK_MAX, |due| now.until(due).min(BLOCK_MAX));
+            // One request at a time; the waiter has taken the one before.
+            self.waiting = self.wait.try_send(block).is_ok();
+        }
+        let not_before = match self.fetch {
+            Fetch::NotBefore(at) => Some(at),
+            Fetch::Now | Fetch::OnMarker { .. } => None,
+        };
+        let stop = self.shared.stop.clone();
+        // cancel-safe: every branch only waits; what it yields is handled after it.
+        tokio::select! {
+            Some(ended) = self.attempts.join_next_with_id() => self.take_in(ended),
+            Some(wake) = self.wakes.recv() => self.woken(wake, slots).await,
+            () = until(not_before), if not_before.is_some() => self.fetch = Fetch::Now,
+            () = stop.cancelled(), if !stopping => {}
+        }
+    }
+
+    async fn woken(&mut self, wake: Wake, slots: usize) {
+        self.waiting = false;
+        let now = self.shared.engine.now();
+        match wake {
+            Wake::Marker(at) if at > now && slots > 0 => self.fetch = Fetch::OnMarker { due: Some(at) },
+            Wake::Marker(_) if slots == 0 => {
+                // The marker was taken on our behalf while the last slots filled up:
+                // a fetch for no slot puts it back for the others.
+                let token = LockToken::new("none");
+                self.exchange(0, token).await;
+                self.fetch = Fetch::Now;
+            }
+            Wake::Marker(_) | Wake::TimedOut | Wake::Broken => {
+                if !matches!(self.fetch, Fetch::NotBefore(_)) {
+                    self.fetch = Fetch::Now;
+                }
+            }
+        }
+    }
+
+    /// One call: writes outcomes, fetches for `slots`.
+    async fn exchange(&mut self, slots: usize, token: LockToken) {
+        let now = Instant::now();
+        let limited = matches!(self.fetch, Fetch::NotBefore(at) if at > now);
+        let slots = if limited { 0 } else { slots };
+        let slots = u32::try_from(slots).unwrap_or(SLOTS_PER_CALL).min(SLOTS_PER_CALL);
+        let batch: Vec<Outgoing> =
+            self.outgoing.drain(..self.outgoing.len().min(FINISHES_PER_CALL)).collect();
+        match self.call(&batch, slots, &token).await {
+            Ok(finished) => {
+                self.pause = PAUSE_MIN;
+                for (outgoing, result) in batch.iter().zip(finished.results) {
+                    self.written(outgoing, result.err());
+                }
+                if let Some(fetched) = finished.fetched {
+                    self.fetched(fetched, slots, &token, now);
+                }
+            }
+            Err(error) => self.call_failed(error, batch).await,
+        }
+    }
+
+    async fn call(&self, batch: &[Outgoing], slots: u32, token: &LockToken) -> Result<Finished, ScriptError> {
+        let engine = &self.shared.engine;
+        let mut shared = engine.redis.shared().await.map_err(|e| unreachable_script(&e))?;
+        let spec = FetchSpec {
+            slots,
+            token,
+            lock: self.shared.lock,
+            limiter: self.shared.limiter,
+            worker_name: self.shared.name.as_deref(),
+        };
+        let keys = &self.shared.keys;
+        let outcome = if batch.is_empty() {
+            fetch_jobs(&mut shared.conn, keys, engine.peer, engine.now(), &spec)
+                .await
+                .map(|fetched| Finished { results: Vec::new(), fetched: Some(fetched) })
+        } else {
+            let finishes: Vec<Finish> = batch.iter().map(|o| o.finish.clone()).collect();
+            let fetch = (slots > 0).then_some(&spec);
+            let points = self.shared.metrics_points;
+            finish_jobs(&mut shared.conn, keys, engine.peer, engine.now(), &finishes, fetch, points).await
+        };
+        if let Err(ScriptError::Redis { source, .. }) = &outcome {
+            engine.redis.report(&shared, source).await;
+        }
+        outcome
+    }
+
+    fn written(&self, outgoing: &Outgoing, refusal: Option<Refusal>) {
+        let id = &outgoing.finish.id;
+        self.shared.locks.release(id);
+        let Some(refusal) = refusal else { return };
+        let gone = matches!(refusal, Refusal::MissingLock | Refusal::MissingJob | Refusal::NotInState);
+        if outgoing.uncertain && gone {
+            tracing::info!(job.id = %id, "the outcome had been written before the connection broke");
+        } else {
+            tracing::warn!(queue = %self.shared.keys.queue(), job.id = %id, %refusal, "the outcome was refused");
+        }
+    }
+
+    fn fetched(&mut self, fetched: Fetched, slots: u32, token: &LockToken, asked_at: Instant) {
+        for id in &fetched.dropped {
+            tracing::warn!(queue = %self.shared.keys.queue(), job.id = %id, "dropped an id without a job");
+        }
+        let count = fetched.jobs.len();
+        for job in fetched.jobs {
+            self.start(job, token, asked_at);
+        }
+        if slots == 0 {
+            return;
+        }
+        let full = u32::try_from(count).unwrap_or(u32::MAX) >= slots;
+        self.last_fetch_empty = count == 0 && fetched.next_due.is_none() && fetched.limited_for.is_none();
+        self.fetch = match fetched.limited_for {
+            Some(pause) => Fetch::NotBefore(Instant::now() + pause.min(LIMIT_PAUSE_MAX)),
+            None if full => Fetch::Now,
+            None => Fetch::OnMarker { due: fetched.next_due },
+        };
+    }
+
+    fn start(&mut self, job: mpanel_protocol::job::FetchedJob, token: &LockToken, asked_at: Instant) {
+        let id = job.id.clone();
+        let cancelled = self.shared.abort.child_token();
+        let lost = Arc::new(AtomicBool::new(false));
+        self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancelled.clone(), lost.clone());
+        let handle =
+            self.attempts.spawn(run_attempt(self.shared.clone(), job, token.clone(), cancelled, lost));
+        self.running.insert(handle.id(), (id, handle));
+    }
+
+    /// Nothing is lost: outcomes stay and are written again, fetches come later.
+    async fn call_failed(&mut self, error: ScriptError, mut batch: Vec<Outgoing>) {
+        let queue = self.shared.keys.queue();
+        let transient = match &error {
+            ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
+            ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
+        };
+        if transient {
+            tracing::warn!(%queue, %error, outcomes = batch.len(), "Redis did not take the call; trying again");
+            let uncertain = !error.is_not_done();
+            batch.iter_mut().for_each(|o| o.uncertain |= uncertain);
+            batch.append(&mut self.outgoing);
+            self.outgoing = batch;
+            let jitter = 0.5 + self.shared.engine.random() / 2.0;
+            self.fetch = Fetch::NotBefore(Instant::now() + self.pause.mul_f64(jitter));
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            return;
+        }
+        // A key of the queue or of a job has a wrong form. Find whose it is, so that
+        // one broken job does not hold up the rest.
+        tracing::error!(%queue, %error, "a key of this queue is not as BullMQ leaves it");
+        let alone = batch.len() == 1;
+        for outgoing in batch {
+            let id = outgoing.finish.id.clone();
+            let outcome = if alone {
+                Err(ScriptError::Encoding(error.to_string()))
+            } else {
+                self.call(std::slice::from_ref(&outgoing), 0, &LockToken::new("none")).await
+            };
+            match outcome {
+                Ok(finished) => {
+                    self.written(&outgoing, finished.results.into_iter().next().and_then(Result::err))
+                }
+                Err(error) => {
+                    self.shared.locks.release(&id);
+                    tracing::error!(%queue, job.id = %id, %error, "the job's outcome cannot be written; its keys need a look");
+                }
+            }
+        }
+        self.fetch = Fetch::NotBefore(Instant::now() + CORRUPT_PAUSE);
+    }
+
+    fn publish(&mut self) {
+        self.counters.active = self.running.len();
+        self.counters.idle = self.running.is_empty() && self.outgoing.is_empty() && self.last_fetch_empty;
+        let counters = self.counters;
+        self.stats.send_if_modified(|seen| {
+            let changed = *seen != counters;
+            *seen = counters;
+            changed
+        });
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        for (_, handle) in self.running.values() {
+            handle.abort();
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+/// A connection that was not to be had, as the script's error.
+fn unreachable_script(error: &mpanel_connect::ConnectError) -> ScriptError {
+    let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, error.to_string());
+    ScriptError::Redis { script: "connect", source: io.into() }
+}

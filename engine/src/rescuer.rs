@@ -1,0 +1,47 @@
+//! The stalled check: jobs whose worker died go back in line. Every worker runs
+//! it; a key in Redis lets one sweep through per interval.
+
+use std::sync::Arc;
+
+use mpanel_protocol::{
+    calls::locks::{Sweep, rescue_stalled},
+    script::ScriptError,
+};
+
+use crate::worker::Shared;
+
+/// Sweeps once at start and then once an interval, until it is aborted.
+pub(crate) async fn rescue_for_ever(shared: Arc<Shared>) {
+    let mut turns = tokio::time::interval(shared.stalled_interval);
+    turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turns.tick().await;
+        sweep(&shared).await;
+    }
+}
+
+async fn sweep(shared: &Shared) {
+    let engine = &shared.engine;
+    let Ok(mut conn) = engine.redis.shared().await else { return };
+    let swept = rescue_stalled(
+        &mut conn.conn,
+        &shared.keys,
+        engine.peer,
+        engine.now(),
+        shared.stalled_interval,
+        shared.stalls_allowed,
+    )
+    .await;
+    match swept {
+        Ok(Sweep::Rescued(ids)) if !ids.is_empty() => {
+            tracing::warn!(queue = %shared.keys.queue(), jobs = ?ids, "stalled jobs are back in line");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            if let ScriptError::Redis { source, .. } = &error {
+                engine.redis.report(&conn, source).await;
+            }
+            tracing::warn!(queue = %shared.keys.queue(), %error, "the stalled check failed; the next interval tries again");
+        }
+    }
+}

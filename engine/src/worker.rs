@@ -1,0 +1,325 @@
+//! A worker of one queue: its settings, its start, its stop.
+
+use std::{sync::Arc, time::Duration};
+
+use mpanel_protocol::{calls::fetch::RateLimit, keys::QueueKeys, options::KeepJobs};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    engine::{EngineError, EngineInner},
+    handler::Handler,
+    locks::LockRing,
+    marker::{client_name, wait_for_markers},
+    outcome::{BackoffStrategy, OutcomePolicy},
+    pump::Pump,
+    rescuer::rescue_for_ever,
+    router::Router,
+};
+
+/// Largest payload unless the builder says otherwise, bytes.
+const SIZE_LIMIT: usize = 16 * 1024 * 1024;
+/// How long cancelled attempts may take to end after the grace period.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
+
+/// What every part of a worker needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<EngineInner>,
+    pub(crate) keys: QueueKeys,
+    pub(crate) router: Router,
+    pub(crate) policy: OutcomePolicy,
+    pub(crate) concurrency: usize,
+    pub(crate) lock: Duration,
+    pub(crate) stalled_interval: Duration,
+    pub(crate) stalls_allowed: u32,
+    pub(crate) limiter: Option<RateLimit>,
+    pub(crate) name: Option<String>,
+    pub(crate) metrics_points: Option<u32>,
+    pub(crate) size_limit: usize,
+    pub(crate) locks: LockRing,
+    /// Take nothing new.
+    pub(crate) stop: CancellationToken,
+    /// Handlers must return now.
+    pub(crate) abort: CancellationToken,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Router({})", self.names())
+    }
+}
+
+/// Settings of a worker. Defaults are BullMQ's.
+#[derive(Debug)]
+#[must_use = "a worker does nothing until it is started"]
+pub struct WorkerBuilder {
+    engine: Arc<EngineInner>,
+    keys: QueueKeys,
+    router: Router,
+    policy: OutcomePolicy,
+    concurrency: usize,
+    lock: Duration,
+    stalled_interval: Duration,
+    stalls_allowed: u32,
+    limiter: Option<RateLimit>,
+    name: Option<String>,
+    metrics_points: Option<u32>,
+    size_limit: usize,
+}
+
+impl WorkerBuilder {
+    pub(crate) fn new(engine: Arc<EngineInner>, keys: QueueKeys) -> Self {
+        Self {
+            engine,
+            keys,
+            router: Router::default(),
+            policy: OutcomePolicy::default(),
+            concurrency: 1,
+            lock: Duration::from_secs(30),
+            stalled_interval: Duration::from_secs(30),
+            stalls_allowed: 1,
+            limiter: None,
+            name: None,
+            metrics_points: None,
+            size_limit: SIZE_LIMIT,
+        }
+    }
+
+    /// Jobs with this name go to `handler`.
+    pub fn handle<H: Handler>(mut self, name: &str, handler: H) -> Self {
+        self.router.add(Some(name), handler);
+        self
+    }
+
+    /// Jobs whose name has no handler of its own go to `handler`.
+    pub fn handle_any<H: Handler>(mut self, handler: H) -> Self {
+        self.router.add(None, handler);
+        self
+    }
+
+    /// How many jobs run at once; default 1.
+    pub fn concurrency(mut self, jobs: usize) -> Self {
+        self.concurrency = jobs;
+        self
+    }
+
+    /// How long a lock lives without renewal; default 30 s, renewed at half of it.
+    pub fn lock(mut self, lock: Duration) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// How often the queue is checked for stalled jobs; default 30 s.
+    pub fn stalled_interval(mut self, interval: Duration) -> Self {
+        self.stalled_interval = interval;
+        self
+    }
+
+    /// How often a job may stall before it is failed; default 1.
+    pub fn stalls_allowed(mut self, stalls: u32) -> Self {
+        self.stalls_allowed = stalls;
+        self
+    }
+
+    /// At most so many starts in a time, over all workers of the queue.
+    pub fn rate_limit(mut self, limit: RateLimit) -> Self {
+        self.limiter = Some(limit);
+        self
+    }
+
+    /// A name, stored with each job (`pb`) and shown in CLIENT LIST.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Counts finished jobs into the queue's metrics; so many minutes are kept.
+    pub fn metrics(mut self, points: u32) -> Self {
+        self.metrics_points = Some(points);
+        self
+    }
+
+    /// Retention of completed jobs that say nothing themselves.
+    pub fn remove_on_complete(mut self, keep: KeepJobs) -> Self {
+        self.policy.remove_on_complete = Some(keep);
+        self
+    }
+
+    /// Retention of failed jobs that say nothing themselves.
+    pub fn remove_on_fail(mut self, keep: KeepJobs) -> Self {
+        self.policy.remove_on_fail = Some(keep);
+        self
+    }
+
+    /// The strategy for backoff types that are neither fixed nor exponential.
+    pub fn backoff_strategy(mut self, strategy: BackoffStrategy) -> Self {
+        self.policy.backoff_strategy = Some(strategy);
+        self
+    }
+
+    /// Largest payload, bytes; default 16 MiB. A larger one fails its job for good.
+    pub fn size_limit(mut self, bytes: usize) -> Self {
+        self.size_limit = bytes;
+        self
+    }
+
+    /// Starts the worker.
+    ///
+    /// # Errors
+    /// [`EngineError::Setting`]: no handler, no concurrency, or spans of zero.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn start(self) -> Result<Worker, EngineError> {
+        let wrong =
+            |what: &str| EngineError::Setting(format!("worker of queue {}: {what}", self.keys.queue()));
+        if self.router.is_empty() {
+            return Err(wrong("it has no handler"));
+        }
+        if self.concurrency == 0 {
+            return Err(wrong("concurrency must be at least 1"));
+        }
+        if self.lock < Duration::from_millis(10) || self.stalled_interval.is_zero() {
+            return Err(wrong("lock must be at least 10 ms and the stalled interval more than 0"));
+        }
+        let locks = self.engine.keeper.ring(self.keys.clone(), self.lock);
+        let shared = Arc::new(Shared {
+            engine: self.engine,
+            keys: self.keys,
+            router: self.router,
+            policy: self.policy,
+            concurrency: self.concurrency,
+            lock: self.lock,
+            stalled_interval: self.stalled_interval,
+            stalls_allowed: self.stalls_allowed,
+            limiter: self.limiter,
+            name: self.name,
+            metrics_points: self.metrics_points,
+            size_limit: self.size_limit,
+            locks,
+            stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        });
+        Ok(Worker::start(shared))
+    }
+}
+
+/// How a worker is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Jobs that run now.
+    pub active: usize,
+    /// Attempts that completed.
+    pub completed: u64,
+    /// Attempts that failed, for good or to be tried again.
+    pub failed: u64,
+    /// The last fetch found nothing, nothing runs, and nothing is delayed.
+    pub idle: bool,
+}
+
+/// A running worker. Dropping it stops it like [`Worker::stop`] with no grace.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    pump: Option<JoinHandle<usize>>,
+    rescuer: JoinHandle<()>,
+    stats: watch::Receiver<WorkerStats>,
+}
+
+/// How a stop went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopReport {
+    /// Jobs that did not finish in time. They were given back where their handler
+    /// ended on cancellation, else their locks expire and they are rescued.
+    pub unfinished: usize,
+}
+
+impl Worker {
+    fn start(shared: Arc<Shared>) -> Self {
+        let (wait, requests) = mpsc::channel(1);
+        let (wakes, wake) = mpsc::channel(1);
+        let name = client_name(&shared.engine.prefix, &shared.keys, shared.name.as_deref());
+        let waiter = tokio::spawn(wait_for_markers(
+            shared.engine.redis.clone(),
+            shared.keys.marker(),
+            name,
+            requests,
+            wakes,
+        ));
+        let (publish, stats) = watch::channel(WorkerStats::default());
+        let pump = Pump::new(shared.clone(), wait, wake, publish);
+        let pump = tokio::spawn(async move {
+            let unfinished = pump.run().await;
+            // Its connection may be in the middle of a block; nothing is lost by ending it.
+            waiter.abort();
+            unfinished
+        });
+        let rescuer = tokio::spawn(rescue_for_ever(shared.clone()));
+        tracing::info!(queue = %shared.keys.queue(), concurrency = shared.concurrency, "worker started");
+        Self { shared, pump: Some(pump), rescuer, stats }
+    }
+
+    /// Counters, and whether the worker is idle.
+    #[must_use]
+    pub fn stats(&self) -> WorkerStats {
+        *self.stats.borrow()
+    }
+
+    /// Waits until the queue is empty and nothing runs.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn until_idle(&self) {
+        let mut stats = self.stats.clone();
+        // An error means that the worker has stopped: nothing runs.
+        let _ = stats.wait_for(|s| s.idle).await;
+    }
+
+    /// Takes nothing new from now on; what runs goes on.
+    pub fn quiet(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Takes nothing new, lets running jobs finish for `grace`, then cancels them
+    /// and gives back what ends on that. Locks are renewed until the end.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a dropped call stops hard.
+    pub async fn stop(mut self, grace: Duration) -> StopReport {
+        self.shared.stop.cancel();
+        let Some(mut pump) = self.pump.take() else { return StopReport { unfinished: 0 } };
+        let unfinished = match tokio::time::timeout(grace, &mut pump).await {
+            Ok(ended) => ended.unwrap_or(0),
+            Err(_) => {
+                tracing::warn!(queue = %self.shared.keys.queue(), "grace period over; cancelling what still runs");
+                self.shared.abort.cancel();
+                self.shared.locks.cancel_all();
+                match tokio::time::timeout(ABORT_GRACE, &mut pump).await {
+                    Ok(ended) => ended.unwrap_or(0),
+                    Err(_) => {
+                        pump.abort();
+                        self.stats.borrow().active
+                    }
+                }
+            }
+        };
+        StopReport { unfinished }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        self.shared.abort.cancel();
+        self.shared.locks.cancel_all();
+        self.shared.locks.close();
+        self.rescuer.abort();
+        if let Some(pump) = &self.pump {
+            pump.abort();
+        }
+    }
+}

@@ -1,0 +1,124 @@
+--[[
+  addJobs: store many jobs and put each in line, one round trip.
+  KEYS[1]   meta key of the queue
+  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", jobs]; each job is
+            [ id|false, name, data JSON, opts JSON, timestamp ms, delay ms, priority, lifo,
+              parent|false: [parent job key, parent JSON], waits for children,
+              dedup|false: [id, ttl ms|false, extend, replace, keep last, reschedule], scheduler key|false ]
+  Returns   MessagePack array, one entry a job in order: [id, how] with how 0 stored,
+            1 duplicate id, 2 deduplicated; or [false, negative code]
+  Errors    -5 the parent is missing, -7 the id belongs to a job with another living parent
+  Events    added, then waiting | delayed | waiting-children; duplicated; deduplicated, debounced (v5)
+  Cost      O(jobs); callers send at most 200 a call
+  Cluster   all keys share the hash tag of the queue
+]]
+local now, peer, jobs = unpack(cmsgpack.unpack(ARGV[1]))
+local q = openQueue(P, peer)
+local results = {}
+
+-- Neighbours that go to the same end of the same list travel in one command.
+local run, runCommand = {}, nil
+local function flush()
+  if #run > 0 then
+    local target = targetList(q)
+    inSlices(run, 1, function(i, j) call(runCommand, target, unpack(run, i, j)) end)
+    run = {}
+  end
+end
+
+local counter = call("INCRBY", P .. "id", #jobs) - #jobs
+local anyWaiting, anyDelayed = false, false
+
+-- The id is taken. A child that is added again is tied to its parent; else the
+-- caller is told, and nothing changes.
+local function duplicate(id, key, parent)
+  local old = call("HGET", key, "parentKey")
+  if parent then
+    local free = not old or old == parent[1] or (peer == "v6" and call("EXISTS", old) == 0)
+    if not free then
+      if call("EXISTS", old) == 1 then return -7 end
+    else
+      if call("ZSCORE", P .. "completed", id) then
+        call("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
+        releaseIfDone(peer, parent[1], now)
+      else
+        call("SADD", parent[1] .. ":dependencies", key)
+      end
+      call("HSET", key, "parentKey", parent[1], "parent", parent[2])
+      return nil
+    end
+  end
+  call("XADD", q.events, "*", "event", "duplicated", "jobId", id)
+  return nil
+end
+
+for i = 1, #jobs do
+  local job = jobs[i]
+  local id = job[1] or tostring(counter + i)
+  local key = P .. id
+  local parent = job[9]
+  if parent and call("EXISTS", parent[1]) == 0 then
+    results[i] = { false, -5 }
+  elseif job[1] and call("EXISTS", key) == 1 then
+    local refused = duplicate(id, key, parent)
+    results[i] = refused and { false, refused } or { id, 1 }
+  else
+    local dedup = job[11]
+    local holder
+    if dedup then
+      flush()
+      holder = claimDedup(q, id, dedup, job, now)
+    end
+    if holder then
+      results[i] = { holder, 2 }
+    else
+      local delay, priority = job[6], job[7]
+      local fields = { "name", job[2], "data", job[3], "opts", job[4], "timestamp", job[5],
+        "delay", delay, "priority", priority }
+      local n = 12
+      if parent then
+        fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = "parentKey", parent[1], "parent", parent[2]
+        n = n + 4
+      end
+      if job[12] then
+        fields[n + 1], fields[n + 2] = "rjk", job[12]
+        n = n + 2
+      end
+      if dedup then
+        fields[n + 1], fields[n + 2] = "deid", dedup[1]
+      end
+      call("HSET", key, unpack(fields))
+      call("XADD", q.events, "*", "event", "added", "jobId", id, "name", job[2])
+      if job[10] then
+        call("ZADD", P .. "waiting-children", job[5], id)
+        call("XADD", q.events, "*", "event", "waiting-children", "jobId", id)
+      elseif delay > 0 then
+        local at = job[5] + delay
+        call("ZADD", P .. "delayed", delayedScore(q, at), id)
+        call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)
+        anyDelayed = true
+      else
+        if priority > 0 then
+          call("ZADD", P .. "prioritized", priorityScore(q, priority), id)
+        else
+          local command = job[8] and "RPUSH" or "LPUSH"
+          if command ~= runCommand then
+            flush()
+            runCommand = command
+          end
+          run[#run + 1] = id
+        end
+        call("XADD", q.events, "*", "event", "waiting", "jobId", id)
+        anyWaiting = true
+      end
+      if parent then call("SADD", parent[1] .. ":dependencies", key) end
+      results[i] = { id, 0 }
+    end
+  end
+end
+
+flush()
+if anyWaiting then wake(q) end
+if anyDelayed then wakeDelayed(q) end
+trimEvents(q)
+return cmsgpack.pack(results)

@@ -1,0 +1,14 @@
+--[[
+  fetchJobs: promote what is due, then start up to K jobs, one round trip.
+  KEYS[1]   meta key of the queue
+  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", slots, token, lock ms,
+            limiter max|false, limiter ms|false, worker name|false]
+  Returns   MessagePack [jobs, next due ms|0, rate limit ttl ms|0, ids without a job hash];
+            a job is the list of field values named in includes/take.lua, then the id
+  Errors    none
+  Events    waiting (promoted), active
+  Cost      O(slots) + at most 250 promotions; slots at most 128
+  Cluster   all keys share the hash tag of the queue
+]]
+local now, peer, slots, token, lockMs, max, duration, worker = unpack(cmsgpack.unpack(ARGV[1]))
+return cmsgpack.pack(take(openQueue(P, peer), now, slots, token, lockMs, max or nil, duration or nil, worker))

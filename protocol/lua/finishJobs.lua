@@ -1,0 +1,224 @@
+--[[
+  finishJobs: end many attempts and start up to K jobs, one round trip.
+  KEYS[1]   meta key of the queue
+  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", items, fetch|false, metrics points|false]
+            item: [ kind, job id, token, text, stack JSON|false, keep count|false, keep age s|false,
+                    keep limit|false, attempts allowed, delay ms, lifo, telemetry|false ]
+            kind: 1 complete (text: return value JSON), 2 fail (text: reason),
+                  3 retry now, 4 delay by `delay ms` and count an attempt (text: reason, may be false),
+                  5 delay without counting an attempt, 6 release: back in line, nothing counted,
+                  7 wait for children
+            fetch: [slots, token, lock ms, limiter max|false, limiter ms|false, worker name|false]
+  Returns   MessagePack [codes, fetched]; a code is 0, 1 (kind 7: no child is pending) or negative;
+            fetched is as in fetchJobs, or false
+  Errors    -1 no job, -2 no lock, -3 not active, -4 children pending, -6 lock of another, -9 a child failed
+  Events    completed | failed (, retries-exhausted) | waiting | delayed | waiting-children; then drained
+            or active
+  Cost      O(items * length of active) + retention, at most 1000 removals a kind and call
+  Cluster   all keys share the hash tag of the queue
+]]
+local COMPLETE, FAIL, RETRY, DELAY, SNOOZE, RELEASE, CHILDREN = 1, 2, 3, 4, 5, 6, 7
+local now, peer, items, fetch, metricsPoints = unpack(cmsgpack.unpack(ARGV[1]))
+local q = openQueue(P, peer)
+local n = #items
+local codes = {}
+
+-- Read for all what is read for each: locks, and whether any job here is a parent.
+local lockKeys, familyKeys = {}, {}
+local promoteFirst = false
+for i = 1, n do
+  local key = P .. items[i][2]
+  lockKeys[i] = key .. ":lock"
+  familyKeys[2 * i - 1] = key .. ":dependencies"
+  familyKeys[2 * i] = key .. ":unsuccessful"
+  if items[i][1] == RETRY then promoteFirst = true end
+end
+local locks, families = {}, 0
+if n > 0 then
+  locks = call("MGET", unpack(lockKeys))
+  families = call("EXISTS", unpack(familyKeys))
+  trimEvents(q)
+end
+if promoteFirst then promoteDue(q, now) end
+
+local freed, freedLocks = {}, {}    -- attempts that ended: their lock and stalled mark go
+local gone = {}                     -- keys of jobs that are not kept
+local keeping                       -- retention owed: { set, count, age, limit }, applied when it changes
+local added = { completed = {}, failed = {} }
+local anyDelayed = false
+
+local function settleRetention()
+  for _, set in ipairs({ "completed", "failed" }) do
+    if #added[set] > 0 then
+      local list = added[set]
+      added[set] = {}
+      inSlices(list, 2, function(i, j) call("ZADD", P .. set, unpack(list, i, j)) end)
+    end
+  end
+  if keeping then
+    local k = keeping
+    keeping = nil
+    keepJobs(q, k[1], now, k[2], k[3], k[4])
+  end
+end
+
+local function countMetric(set)
+  if not metricsPoints then return end
+  local key = P .. "metrics:" .. set
+  local c = call("HINCRBY", key, "count", 1) - 1
+  local m = call("HMGET", key, "prevTS", "prevCount")
+  local prevTS = tonumber(m[1])
+  if not prevTS then
+    call("HSET", key, "prevTS", now, "prevCount", 0)
+    return
+  end
+  local minutes = math.min(math.floor(now / 60000) - math.floor(prevTS / 60000), metricsPoints)
+  if minutes > 0 then
+    local points = { c - (tonumber(m[2]) or 0) }
+    for i = 2, minutes do points[i] = 0 end
+    inSlices(points, 1, function(i, j) call("LPUSH", key .. ":data", unpack(points, i, j)) end)
+    call("LTRIM", key .. ":data", 0, metricsPoints - 1)
+    call("HSET", key, "prevCount", c, "prevTS", now)
+  end
+end
+
+-- Completed or failed for good.
+local function finish(item, key, f, set)
+  local id, text = item[2], item[4]
+  if f[4] then releaseDedup(q, id, f[4], now) end
+  if f[2] and f[2] ~= "" then
+    if set == "completed" then
+      childCompleted(peer, key, f[2], text, now)
+    else
+      childFailed(peer, key, f[2], f[3], text, now)
+    end
+  end
+  local atm = (tonumber(f[1]) or 0) + 1
+  if item[6] == 0 then
+    if f[2] and f[2] ~= "" then forgetChild(q, key, f[2], false, now) end
+    gone[#gone + 1] = key
+  else
+    if set == "completed" then
+      call("HSET", key, "atm", atm, "returnvalue", text, "finishedOn", now)
+    else
+      local fields = { "atm", atm, "failedReason", text, "finishedOn", now }
+      if item[5] then fields[7], fields[8] = "stacktrace", item[5] end
+      if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
+      call("HSET", key, unpack(fields))
+      if f[7] then call("HDEL", key, "defa") end
+    end
+    if keeping and (keeping[1] ~= set or keeping[2] ~= item[6] or keeping[3] ~= item[7]) then
+      settleRetention()
+    end
+    local list = added[set]
+    list[#list + 1] = now
+    list[#list + 1] = id
+    if item[6] or item[7] then keeping = { set, item[6] or nil, item[7] or nil, item[8] or nil } end
+  end
+  if set == "completed" then
+    call("XADD", q.events, "*", "event", "completed", "jobId", id, "returnvalue", text, "prev", "active")
+  else
+    call("XADD", q.events, "*", "event", "failed", "jobId", id, "failedReason", text, "prev", "active")
+    if atm >= item[9] then
+      call("XADD", q.events, "*", "event", "retries-exhausted", "jobId", id, "attemptsMade", atm)
+    end
+  end
+  countMetric(set)
+end
+
+-- Back to a state from which the job runs again.
+local function again(item, key, f, kind)
+  local id = item[2]
+  local fields = {}
+  if item[4] and (kind == RETRY or kind == DELAY) then
+    fields = { "failedReason", item[4] }
+    if item[5] then fields[3], fields[4] = "stacktrace", item[5] end
+    if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
+  end
+  if kind == RETRY or kind == DELAY then
+    fields[#fields + 1], fields[#fields + 2] = "atm", (tonumber(f[1]) or 0) + 1
+  end
+  local priority = tonumber(f[5]) or 0
+  if kind == RETRY then
+    call("HSET", key, unpack(fields))
+    pushJob(q, id, priority, item[11] and "RPUSH" or "LPUSH")
+    call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
+  elseif kind == RELEASE then
+    pushFirst(q, id, priority)
+    call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
+  elseif kind == CHILDREN then
+    call("ZADD", P .. "waiting-children", now, id)
+    call("XADD", q.events, "*", "event", "waiting-children", "jobId", id, "prev", "active")
+  else
+    local delay = item[10]
+    local at = now + delay
+    fields[#fields + 1], fields[#fields + 2] = "delay", delay
+    call("HSET", key, unpack(fields))
+    call("ZADD", P .. "delayed", delayedScore(q, at), id)
+    call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)
+    anyDelayed = true
+  end
+end
+
+for i = 1, n do
+  local item = items[i]
+  local kind, id, token = item[1], item[2], item[3]
+  local key = P .. id
+  local code = 0
+  local f = call("HMGET", key, "atm", "parentKey", "parent", "deid", "priority", "timestamp", "defa", "name")
+  if not f[6] and not f[8] then
+    code = -1
+  elseif families > 0 and kind == COMPLETE and call("SCARD", familyKeys[2 * i - 1]) > 0 then
+    code = -4
+  elseif families > 0 and (kind == COMPLETE or kind == CHILDREN) and call("ZCARD", familyKeys[2 * i]) > 0 then
+    code = -9
+  elseif kind == CHILDREN and not (item[4] and call("SISMEMBER", familyKeys[2 * i - 1], item[4]) == 1)
+      and (item[4] or call("SCARD", familyKeys[2 * i - 1]) == 0) then
+    code = 1
+  elseif token ~= "0" and not locks[i] then
+    code = -2
+  elseif token ~= "0" and locks[i] ~= token then
+    code = -6
+  else
+    freed[#freed + 1] = id
+    freedLocks[#freedLocks + 1] = lockKeys[i]
+    if call("LREM", P .. "active", -1, id) == 0 then
+      code = -3
+    elseif kind == COMPLETE then
+      finish(item, key, f, "completed")
+    elseif kind == FAIL then
+      finish(item, key, f, "failed")
+    else
+      again(item, key, f, kind)
+    end
+  end
+  codes[i] = code
+end
+
+if #freed > 0 then call("SREM", P .. "stalled", unpack(freed)) end
+for i = 1, #gone do
+  local key = gone[i]
+  local m = #freedLocks
+  freedLocks[m + 1], freedLocks[m + 2], freedLocks[m + 3] = key, key .. ":logs", key .. ":dependencies"
+  freedLocks[m + 4], freedLocks[m + 5], freedLocks[m + 6] = key .. ":processed", key .. ":failed", key .. ":unsuccessful"
+end
+inSlices(freedLocks, 1, function(i, j) call("DEL", unpack(freedLocks, i, j)) end)
+settleRetention()
+
+local fetched = false
+local drainedCheck = true
+if fetch then
+  fetched = take(q, now, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil, fetch[6])
+  drainedCheck = #fetched[1] == 0 and fetched[2] == 0 and fetched[3] == 0 and not q.paused
+end
+-- A fetch that filled its slots has woken the next worker, who learns the time.
+if anyDelayed and not (fetched and #fetched[1] >= fetch[1]) then wakeDelayed(q) end
+if drainedCheck and n > 0 and call("LLEN", P .. "wait") == 0 and call("LLEN", P .. "active") == 0
+    and call("ZCARD", P .. "prioritized") == 0 then
+  local finished = false
+  for i = 1, n do
+    if items[i][1] <= FAIL and codes[i] == 0 then finished = true end
+  end
+  if finished then call("XADD", q.events, "*", "event", "drained") end
+end
+return cmsgpack.pack({ codes, fetched })

@@ -1,0 +1,87 @@
+-- queue: the names every script uses, and the queue's own state, read once a call.
+-- Every key is derived from KEYS[1], the queue's meta key; all share its hash tag.
+
+local call = redis.call
+local P = string.sub(KEYS[1], 1, -5)
+local TWO32 = 4294967296
+
+-- A snapshot of `meta` for the queue with prefix `prefix` (P, or a parent's).
+local function openQueue(prefix, peer)
+  local m = call("HMGET", prefix .. "meta", "paused", "concurrency", "max", "duration", "opts.maxLenEvents")
+  return {
+    P = prefix,
+    peer = peer,
+    paused = m[1] and true or false,
+    concurrency = tonumber(m[2]),
+    max = tonumber(m[3]),
+    duration = tonumber(m[4]),
+    maxEvents = m[5],
+    events = prefix .. "events",
+  }
+end
+
+-- Splits a full job key into the queue's prefix (with colon) and the job id.
+-- Neither prefix nor queue name holds a colon of its own beyond `prefix:queue:`,
+-- but a job id may (`repeat:<scheduler>:<ms>`), so the queue of this call and
+-- the shortest prefix are tried in that order.
+local function splitJobKey(key)
+  if string.sub(key, 1, #P) == P then
+    return P, string.sub(key, #P + 1)
+  end
+  local a, b = string.match(key, "^(.-:.-:)(.+)$")
+  return a, b
+end
+
+-- Which list a push goes to. While the queue is paused 5.x keeps jobs in
+-- `paused`, 6.x in `wait`; whoever paused it has left a trace we follow, since
+-- the other choice would lose jobs at resume.
+local function targetList(q)
+  if not q.target then
+    if not q.paused then
+      q.target = q.P .. "wait"
+    elseif call("EXISTS", q.P .. "paused") == 1 then
+      q.target = q.P .. "paused"
+    elseif call("EXISTS", q.P .. "wait") == 1 or q.peer == "v6" then
+      q.target = q.P .. "wait"
+    else
+      q.target = q.P .. "paused"
+    end
+  end
+  return q.target
+end
+
+-- Wakes one idle worker, unless nothing may start now.
+local function wake(q)
+  if q.paused then return end
+  if q.concurrency and call("LLEN", q.P .. "active") >= q.concurrency then return end
+  call("ZADD", q.P .. "marker", 0, "0")
+end
+
+-- Tells idle workers when the next delayed job is due.
+local function wakeDelayed(q)
+  local first = call("ZRANGE", q.P .. "delayed", 0, 0, "WITHSCORES")
+  if first[2] then
+    call("ZADD", q.P .. "marker", tonumber(first[2]) / 4096, "1")
+  end
+end
+
+-- Trims the event stream; once a call is enough, the limit is approximate anyway.
+local function trimEvents(q)
+  if not q.maxEvents then
+    q.maxEvents = "10000"
+    call("HSETNX", q.P .. "meta", "opts.maxLenEvents", "10000")
+  end
+  call("XTRIM", q.events, "MAXLEN", "~", q.maxEvents)
+end
+
+-- unpack() fails far below this many values; lists go out in slices.
+local SLICE = 5000
+local function inSlices(list, width, f)
+  local n = #list
+  local i = 1
+  while i <= n do
+    local j = math.min(n, i + SLICE - 1 - (SLICE % width))
+    f(i, j)
+    i = j + 1
+  end
+end

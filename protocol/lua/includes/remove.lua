@@ -1,0 +1,64 @@
+-- remove: taking a job's keys away, with what its parent must learn of it.
+-- Needs queue, push, parents.
+
+local function jobKeys(key)
+  return key, key .. ":logs", key .. ":dependencies", key .. ":processed", key .. ":failed", key .. ":unsuccessful"
+end
+
+local removeJob
+
+-- A child is taken away: its parent no longer waits for it. With `hard` a parent
+-- in the same queue goes too, when this was its last dependency.
+local function forgetChild(q, childKey, parentKey, hard, now)
+  if call("SREM", parentKey .. ":dependencies", childKey) == 0 then return end
+  if call("SCARD", parentKey .. ":dependencies") > 0 then return end
+  local prefix, id = splitJobKey(parentKey)
+  if not prefix then return end
+  if hard and prefix == q.P then
+    if call("ZREM", prefix .. "waiting-children", id) == 1 then
+      removeJob(q, id, hard, true, now)
+    end
+  else
+    releaseParent(q.peer, parentKey, now)
+  end
+end
+
+-- Deletes one job; its place in a state structure is the caller's to clear.
+-- Its lock stays and expires. The deduplication key goes with `dropDedup`, if
+-- it still names this job.
+removeJob = function(q, id, hard, dropDedup, now)
+  local key = q.P .. id
+  local f = call("HMGET", key, "parentKey", "deid")
+  if f[1] and f[1] ~= "" then
+    forgetChild(q, key, f[1], hard, now)
+  end
+  if dropDedup and f[2] then
+    local de = q.P .. "de:" .. f[2]
+    if call("GET", de) == id then call("DEL", de) end
+  end
+  call("DEL", jobKeys(key))
+end
+
+-- At most this many jobs go for age in one call.
+local AGE_MAX = 1000
+
+-- Retention of finished jobs: newest `count`, and nothing older than `age` seconds.
+local function keepJobs(q, set, now, count, age, limit)
+  local zset = q.P .. set
+  if age then
+    local old = call("ZRANGEBYSCORE", zset, "-inf", now - age * 1000, "LIMIT", 0, math.min(limit or AGE_MAX, AGE_MAX))
+    if #old > 0 then
+      for i = 1, #old do removeJob(q, old[i], false, false, now) end
+      call("ZREM", zset, unpack(old))
+    end
+  end
+  if count and count > 0 then
+    local extra = call("ZCARD", zset) - count
+    if extra > 0 then
+      if extra > AGE_MAX then extra = AGE_MAX end
+      local old = call("ZRANGE", zset, 0, extra - 1)
+      for i = 1, #old do removeJob(q, old[i], false, false, now) end
+      call("ZREM", zset, unpack(old))
+    end
+  end
+end

@@ -1,0 +1,108 @@
+-- take: the one way a job becomes active. Needs queue, push.
+
+local FIELDS = { "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "delay",
+  "parentKey", "rjk", "deid", "defa", "stacktrace", "attemptsMade", "tm" }
+
+-- Starts up to `slots` jobs under one token.
+-- Returns { jobs, next due ms, limit ttl ms, ids dropped because their hash is gone }.
+local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
+  local base = q.P
+  promoteDue(q, now)
+
+  local max = q.max or limiterMax
+  if max then
+    local used = tonumber(call("GET", base .. "limiter") or 0)
+    if used >= max then
+      local ttl = call("PTTL", base .. "limiter")
+      if ttl > 0 then return { {}, 0, ttl, {} } end
+      if ttl == 0 then
+        call("DEL", base .. "limiter")
+        used = 0
+      end
+    end
+    if used < max and max - used < slots then slots = max - used end
+  end
+
+  if q.paused then return { {}, 0, 0, {} } end
+  if q.concurrency then
+    local free = q.concurrency - call("LLEN", base .. "active")
+    if free <= 0 then return { {}, 0, 0, {} } end
+    if free < slots then slots = free end
+  end
+  if slots <= 0 then
+    -- Nothing may start here, but a marker was perhaps taken on our behalf.
+    if call("LLEN", base .. "wait") > 0 or call("ZCARD", base .. "prioritized") > 0 then
+      call("ZADD", base .. "marker", 0, "0")
+    end
+    wakeDelayed(q)
+    return { {}, 0, 0, {} }
+  end
+
+  local ids = call("RPOP", base .. "wait", slots) or {}
+  local legacy = false
+  for i = 1, #ids do
+    if string.sub(ids[i], 1, 2) == "0:" then legacy = true end
+  end
+  if legacy then -- markers that BullMQ 3 and 4 kept in the list: dropped, never run
+    local kept = {}
+    for i = 1, #ids do
+      if string.sub(ids[i], 1, 2) ~= "0:" then kept[#kept + 1] = ids[i] end
+    end
+    ids = kept
+    if #ids < slots then
+      local more = call("RPOP", base .. "wait", slots - #ids) or {}
+      for i = 1, #more do
+        if string.sub(more[i], 1, 2) ~= "0:" then ids[#ids + 1] = more[i] end
+      end
+    end
+  end
+  local fromList = #ids
+  if fromList < slots then
+    local z = call("ZPOPMIN", base .. "prioritized", slots - fromList)
+    for i = 1, #z, 2 do ids[#ids + 1] = z[i] end
+    if #z / 2 < slots - fromList then call("DEL", base .. "pc") end
+  end
+
+  local jobs, dropped, started = {}, {}, {}
+  local limited = 0
+  for i = 1, #ids do
+    local id = ids[i]
+    local key = base .. id
+    local f = call("HMGET", key, unpack(FIELDS))
+    if f[1] or f[3] then
+      local ats = (tonumber(f[6]) or 0) + 1
+      call("SET", key .. ":lock", token, "PX", lockMs)
+      if worker then
+        call("HSET", key, "processedOn", now, "ats", ats, "pb", worker)
+      else
+        call("HSET", key, "processedOn", now, "ats", ats)
+      end
+      call("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting")
+      if not (f[13] and q.peer == "v6") then limited = limited + 1 end
+      f[6] = ats
+      f[#FIELDS + 1] = id
+      jobs[#jobs + 1] = f
+      started[#started + 1] = id
+    else
+      dropped[#dropped + 1] = id
+    end
+  end
+
+  if #started > 0 then
+    call("LPUSH", base .. "active", unpack(started))
+    if max and limited > 0 then
+      if call("INCRBY", base .. "limiter", limited) == limited then
+        call("PEXPIRE", base .. "limiter", math.floor(math.abs(limiterMs or q.duration or 1000)))
+      end
+    end
+    -- All slots filled: there may be more, so the next idle worker is woken. With
+    -- a slot left over nothing is in line and a wake-up would find nothing.
+    if #ids >= slots then
+      call("ZADD", base .. "marker", 0, "0")
+      return { jobs, 0, 0, dropped }
+    end
+  end
+
+  local first = call("ZRANGE", base .. "delayed", 0, 0, "WITHSCORES")
+  return { jobs, first[2] and tonumber(first[2]) / 4096 or 0, 0, dropped }
+end

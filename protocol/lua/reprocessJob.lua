@@ -1,0 +1,30 @@
+--[[
+  reprocessJob: run a finished job again.
+  KEYS[1]   meta key of the queue
+  ARGV[1]   MessagePack [peer "v5"|"v6", job id, from "completed"|"failed", lifo,
+            reset attempts made, reset attempts started]
+  Returns   1, or a negative code
+  Errors    -1 no job, -3 not in that state
+  Events    waiting
+  Cost      O(log finished)
+  Cluster   all keys share the hash tag of the queue
+]]
+local peer, id, from, lifo, resetMade, resetStarted = unpack(cmsgpack.unpack(ARGV[1]))
+local q = openQueue(P, peer)
+local key = P .. id
+if call("EXISTS", key) == 0 then return -1 end
+if call("ZREM", P .. from, id) == 0 then return -3 end
+call("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnvalue" or "failedReason")
+if resetMade then call("HDEL", key, "atm") end
+if resetStarted then call("HDEL", key, "ats") end
+local f = call("HMGET", key, "parentKey", "priority")
+call(lifo and "RPUSH" or "LPUSH", targetList(q), id)
+wake(q)
+if f[1] and call("EXISTS", f[1]) == 1 then
+  if call("ZSCORE", (splitJobKey(f[1])) .. "waiting-children", string.sub(f[1], #(splitJobKey(f[1])) + 1)) then
+    call("SADD", f[1] .. ":dependencies", key)
+  end
+end
+call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", from)
+trimEvents(q)
+return 1

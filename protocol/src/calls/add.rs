@@ -1,0 +1,149 @@
+//! `addJobs`: store jobs and put them in line.
+
+use redis::aio::ConnectionLike;
+use serde::Serialize;
+
+use crate::{
+    ids::JobId,
+    keys::QueueKeys,
+    options::JobOptions,
+    outcome::Refusal,
+    peer::Peer,
+    script::{ADD_JOBS, ScriptError},
+    time::TimestampMs,
+    wire::{self, MaybeText, OrFalse},
+};
+
+/// Most jobs a caller should put into one call, so that the script stays below
+/// 5 ms with small jobs. More jobs go as several calls, sent together.
+pub const JOBS_PER_CALL: usize = 200;
+
+/// One job to store. The caller has validated id, priority and options.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// The id the producer chose; else the queue's counter gives one.
+    pub id: Option<JobId>,
+    /// The name: which handler runs it.
+    pub name: String,
+    /// The payload, JSON text.
+    pub data: String,
+    /// The options, stored as they are.
+    pub options: JobOptions,
+    /// Creation time; [`JobOptions::timestamp`] when the producer set one.
+    pub timestamp: TimestampMs,
+    /// The parent, for a child of a flow.
+    pub parent: Option<ParentRef>,
+    /// The job waits for children (a parent of a flow).
+    pub waits_for_children: bool,
+    /// The scheduler that makes it.
+    pub scheduler: Option<String>,
+}
+
+/// The parent of a child job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentRef {
+    /// Full key of the parent's hash.
+    pub key: String,
+    /// What is stored in the child's `parent` field: JSON with `id`, `queueKey`
+    /// and the failure policy.
+    pub json: String,
+}
+
+/// What became of one job of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Added {
+    /// Stored and in line under this id.
+    Stored(JobId),
+    /// A job with this id exists; nothing was stored.
+    Duplicate(JobId),
+    /// A job with the same deduplication key stands for it; nothing was stored.
+    Deduplicated(JobId),
+    /// Refused.
+    Refused(Refusal),
+}
+
+/// Id, ttl ms, extend, replace, keep last, reschedule.
+type DedupRow<'a> = (&'a str, OrFalse<i64>, bool, bool, bool, bool);
+
+#[derive(Serialize)]
+struct Row<'a>(
+    OrFalse<&'a str>,
+    &'a str,
+    &'a str,
+    String,
+    i64,
+    i64,
+    i64,
+    bool,
+    OrFalse<(&'a str, &'a str)>,
+    bool,
+    OrFalse<DedupRow<'a>>,
+    OrFalse<&'a str>,
+);
+
+fn row(job: &NewJob) -> Result<Row<'_>, ScriptError> {
+    let opts = serde_json::to_string(&job.options).map_err(|e| ScriptError::Encoding(e.to_string()))?;
+    let dedup = job.options.deduplication.as_ref().filter(|d| !d.id.is_empty()).map(|d| {
+        (
+            d.id.as_str(),
+            OrFalse(d.ttl.map(crate::backoff::saturating_ms)),
+            d.extend.unwrap_or(false),
+            d.replace.unwrap_or(false),
+            d.keep_last_if_active.unwrap_or(false),
+            d.reschedule.unwrap_or(false),
+        )
+    });
+    Ok(Row(
+        OrFalse(job.id.as_ref().map(JobId::as_str)),
+        &job.name,
+        &job.data,
+        opts,
+        job.timestamp.0,
+        job.options.delay.map_or(0, crate::backoff::saturating_ms),
+        job.options.priority.map_or(0, crate::backoff::saturating_ms),
+        job.options.is_lifo(),
+        OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str()))),
+        job.waits_for_children,
+        OrFalse(dedup),
+        OrFalse(job.scheduler.as_deref()),
+    ))
+}
+
+/// Stores `jobs` in order, in one round trip and one atomic step; at most
+/// [`JOBS_PER_CALL`].
+///
+/// # Errors
+/// [`ScriptError`]; refusals of single jobs are in the result.
+///
+/// # Cancel safety
+/// Not cancel safe: a dropped call may have stored the jobs.
+pub async fn add_jobs(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    now: TimestampMs,
+    jobs: &[NewJob],
+) -> Result<Vec<Added>, ScriptError> {
+    let rows = jobs.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+    let argument = wire::pack(&(now.0, peer, rows))?;
+    let reply: Vec<u8> = ADD_JOBS.call(conn, keys.meta(), &argument).await?;
+    let replies: Vec<(MaybeText, i64)> = wire::unpack("addJobs", &reply)?;
+    if replies.len() != jobs.len() {
+        return Err(ScriptError::Reply {
+            script: "addJobs",
+            detail: format!("{} entries for {} jobs", replies.len(), jobs.len()),
+        });
+    }
+    Ok(replies
+        .into_iter()
+        .map(|(id, how)| {
+            let id = JobId::stored(id.0.unwrap_or_default());
+            match Refusal::from_code(how) {
+                Some(refusal) => Added::Refused(refusal),
+                None if how == 0 => Added::Stored(id),
+                None if how == 1 => Added::Duplicate(id),
+                None => Added::Deduplicated(id),
+            }
+        })
+        .collect())
+}

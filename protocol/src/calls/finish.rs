@@ -1,0 +1,222 @@
+//! `finishJobs`: end attempts, and start the next jobs in the same round trip.
+
+use redis::aio::ConnectionLike;
+use serde::{Deserialize, Serialize};
+
+use super::fetch::{FetchSpec, Fetched, FetchedReply, SpecRow};
+use crate::{
+    ids::{JobId, LockToken},
+    keys::QueueKeys,
+    options::Retention,
+    outcome::Refusal,
+    peer::Peer,
+    script::{FINISH_JOBS, ScriptError},
+    time::TimestampMs,
+    wire::{self, MaybeArray, OrFalse},
+};
+
+/// Most attempts of one call, so that the script stays below 5 ms with small jobs.
+pub const FINISHES_PER_CALL: usize = 128;
+
+/// How an attempt ends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Transition {
+    /// Done: active -> completed.
+    Complete {
+        /// JSON text of the result; `null` for none.
+        value: String,
+        /// What stays of it.
+        keep: Retention,
+    },
+    /// Given up: active -> failed.
+    Fail {
+        /// Why.
+        failure: Failure,
+        /// What stays of it.
+        keep: Retention,
+        /// Attempts the job was allowed; when they are used up, the event
+        /// `retries-exhausted` follows.
+        attempts_allowed: u32,
+    },
+    /// Failed, and again at once: active -> waiting.
+    RetryNow {
+        /// Why it failed.
+        failure: Failure,
+        /// Next in line instead of last.
+        lifo: bool,
+    },
+    /// Failed, and again later: active -> delayed; counts an attempt.
+    RetryLater {
+        /// Why it failed.
+        failure: Failure,
+        /// Pause, ms.
+        delay_ms: i64,
+    },
+    /// Later, and no attempt is counted: active -> delayed.
+    Snooze {
+        /// Pause, ms.
+        delay_ms: i64,
+    },
+    /// Given back as it was: active -> next in line; no attempt is counted.
+    Release,
+    /// Waits for its children: active -> waiting-children.
+    AwaitChildren {
+        /// Only this child (full key); else any pending one.
+        child_key: Option<String>,
+    },
+}
+
+/// What is stored of a failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// `failedReason`, plain text.
+    pub reason: String,
+    /// `stacktrace`, JSON array of strings.
+    pub stacktrace: Option<String>,
+}
+
+/// One attempt that ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    /// The job.
+    pub id: JobId,
+    /// The token it was fetched with.
+    pub token: LockToken,
+    /// How it ends.
+    pub transition: Transition,
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// For each attempt, in order: done, or why not.
+    pub results: Vec<Result<FinishNote, Refusal>>,
+    /// The next jobs, when some were asked for.
+    pub fetched: Option<Fetched>,
+}
+
+/// Something to know about a transition that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishNote {
+    /// It was made.
+    Done,
+    /// [`Transition::AwaitChildren`]: no child is pending, the job stays active.
+    NothingPending,
+}
+
+#[derive(Serialize)]
+struct Row<'a>(
+    u8,
+    &'a JobId,
+    &'a LockToken,
+    OrFalse<&'a str>,
+    OrFalse<&'a str>,
+    OrFalse<i64>,
+    OrFalse<f64>,
+    OrFalse<i64>,
+    u32,
+    i64,
+    bool,
+    OrFalse<&'a str>,
+);
+
+fn row(finish: &Finish) -> Row<'_> {
+    let mut row = Row(
+        0,
+        &finish.id,
+        &finish.token,
+        OrFalse(None),
+        OrFalse(None),
+        OrFalse(None),
+        OrFalse(None),
+        OrFalse(None),
+        1,
+        0,
+        false,
+        OrFalse(None),
+    );
+    let keep_into = |row: &mut Row<'_>, keep: &Retention| {
+        row.5 = OrFalse(keep.count);
+        row.6 = OrFalse(keep.age_s);
+        row.7 = OrFalse(keep.limit);
+    };
+    match &finish.transition {
+        Transition::Complete { value, keep } => {
+            row.0 = 1;
+            row.3 = OrFalse(Some(value));
+            keep_into(&mut row, keep);
+        }
+        Transition::Fail { failure, keep, attempts_allowed } => {
+            row.0 = 2;
+            row.3 = OrFalse(Some(&failure.reason));
+            row.4 = OrFalse(failure.stacktrace.as_deref());
+            keep_into(&mut row, keep);
+            row.8 = *attempts_allowed;
+        }
+        Transition::RetryNow { failure, lifo } => {
+            row.0 = 3;
+            row.3 = OrFalse(Some(&failure.reason));
+            row.4 = OrFalse(failure.stacktrace.as_deref());
+            row.10 = *lifo;
+        }
+        Transition::RetryLater { failure, delay_ms } => {
+            row.0 = 4;
+            row.3 = OrFalse(Some(&failure.reason));
+            row.4 = OrFalse(failure.stacktrace.as_deref());
+            row.9 = *delay_ms;
+        }
+        Transition::Snooze { delay_ms } => {
+            row.0 = 5;
+            row.9 = *delay_ms;
+        }
+        Transition::Release => row.0 = 6,
+        Transition::AwaitChildren { child_key } => {
+            row.0 = 7;
+            row.3 = OrFalse(child_key.as_deref());
+        }
+    }
+    row
+}
+
+#[derive(Deserialize)]
+struct Reply(Vec<i64>, MaybeArray<FetchedReply>);
+
+/// Ends `finishes` in order and, with `fetch`, starts the next jobs; one round
+/// trip, one atomic step. `metrics_points` counts them into the queue's metrics.
+///
+/// # Errors
+/// [`ScriptError`]; refusals of single transitions are in the result.
+///
+/// # Cancel safety
+/// Not cancel safe: a dropped call may have taken effect.
+pub async fn finish_jobs(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    now: TimestampMs,
+    finishes: &[Finish],
+    fetch: Option<&FetchSpec<'_>>,
+    metrics_points: Option<u32>,
+) -> Result<Finished, ScriptError> {
+    let rows: Vec<Row<'_>> = finishes.iter().map(row).collect();
+    let fetch: OrFalse<SpecRow<'_>> = OrFalse(fetch.map(FetchSpec::row));
+    let argument = wire::pack(&(now.0, peer, rows, fetch, OrFalse(metrics_points)))?;
+    let reply: Vec<u8> = FINISH_JOBS.call(conn, keys.meta(), &argument).await?;
+    let Reply(codes, fetched) = wire::unpack("finishJobs", &reply)?;
+    if codes.len() != finishes.len() {
+        return Err(ScriptError::Reply {
+            script: "finishJobs",
+            detail: format!("{} codes for {} attempts", codes.len(), finishes.len()),
+        });
+    }
+    let results = codes
+        .into_iter()
+        .map(|code| match Refusal::from_code(code) {
+            Some(refusal) => Err(refusal),
+            None if code == 1 => Ok(FinishNote::NothingPending),
+            None => Ok(FinishNote::Done),
+        })
+        .collect();
+    let fetched = fetched.0.map(|reply| reply.decode("finishJobs")).transpose()?;
+    Ok(Finished { results, fetched })
+}

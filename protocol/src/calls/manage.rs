@@ -1,0 +1,250 @@
+//! Operations on single jobs and on the queue as a whole, as operators and
+//! handlers need them.
+
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+
+use crate::{
+    ids::JobId,
+    keys::QueueKeys,
+    outcome::{JobOpError, check},
+    peer::Peer,
+    script::{
+        CHANGE_DELAY, CHANGE_PRIORITY, JOB_STATE, PAUSE_QUEUE, PROMOTE_JOB, REMOVE_JOB, REPROCESS_JOB,
+        REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
+    },
+    state::JobState,
+    time::{TimestampMs, millis},
+    wire::{self, OrFalse},
+};
+
+/// How many jobs one call of a chunked operation moves.
+const CHUNK: u32 = 250;
+
+/// What to change of a job while it exists.
+#[derive(Debug, Clone, Copy)]
+pub enum Update<'a> {
+    /// Progress, JSON text; announced as event `progress`.
+    Progress(&'a str),
+    /// A log line; `keep` newest lines stay.
+    Log {
+        /// The line.
+        line: &'a str,
+        /// Most lines kept.
+        keep: Option<u32>,
+    },
+    /// The payload, JSON text.
+    Data(&'a str),
+}
+
+/// Changes progress, log or data of a job; gives back the number of log lines
+/// after [`Update::Log`].
+///
+/// # Errors
+/// [`JobOpError`]: the job is gone, or the call failed.
+pub async fn update_job(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    id: &JobId,
+    update: Update<'_>,
+) -> Result<i64, JobOpError> {
+    let (what, text, keep) = match update {
+        Update::Progress(json) => ("progress", json, None),
+        Update::Log { line, keep } => ("log", line, keep),
+        Update::Data(json) => ("data", json, None),
+    };
+    let argument = wire::pack(&(id, what, text, OrFalse(keep)))?;
+    check(id, UPDATE_JOB.call(conn, keys.meta(), &argument).await?)
+}
+
+/// From which final state a job is run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinalState {
+    /// Completed jobs.
+    Completed,
+    /// Failed jobs.
+    Failed,
+}
+
+impl FinalState {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Options of [`reprocess_job`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reprocess {
+    /// Next in line instead of last.
+    pub lifo: bool,
+    /// Forget the attempts made.
+    pub reset_attempts_made: bool,
+    /// Forget the attempts started.
+    pub reset_attempts_started: bool,
+}
+
+/// Runs a finished job again.
+///
+/// # Errors
+/// [`JobOpError`]: the job is gone or not in that state, or the call failed.
+pub async fn reprocess_job(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    id: &JobId,
+    from: FinalState,
+    how: Reprocess,
+) -> Result<(), JobOpError> {
+    let argument =
+        wire::pack(&(peer, id, from.key(), how.lifo, how.reset_attempts_made, how.reset_attempts_started))?;
+    check(id, REPROCESS_JOB.call(conn, keys.meta(), &argument).await?).map(drop)
+}
+
+/// Runs every job again that finished in `from` until `newest`, in chunks.
+///
+/// # Errors
+/// [`ScriptError`]; what was moved before stays moved.
+pub async fn reprocess_all(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    from: FinalState,
+    newest: TimestampMs,
+) -> Result<(), ScriptError> {
+    requeue(conn, keys, peer, from.key(), newest.0).await
+}
+
+/// Puts every delayed job in line now, in chunks.
+///
+/// # Errors
+/// [`ScriptError`]; what was moved before stays moved.
+pub async fn promote_all(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+) -> Result<(), ScriptError> {
+    requeue(conn, keys, peer, "delayed", i64::MAX).await
+}
+
+async fn requeue(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    from: &'static str,
+    newest: i64,
+) -> Result<(), ScriptError> {
+    let argument = wire::pack(&(peer, from, CHUNK, newest))?;
+    while REQUEUE_JOBS.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+    Ok(())
+}
+
+/// Puts one delayed job in line now.
+///
+/// # Errors
+/// [`JobOpError`]: the job is not delayed, or the call failed.
+pub async fn promote_job(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    id: &JobId,
+) -> Result<(), JobOpError> {
+    let argument = wire::pack(&(peer, id))?;
+    check(id, PROMOTE_JOB.call(conn, keys.meta(), &argument).await?).map(drop)
+}
+
+/// Lets a delayed job become due `delay` from `now`.
+///
+/// # Errors
+/// [`JobOpError`]: the job is gone or not delayed, or the call failed.
+pub async fn change_delay(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    now: TimestampMs,
+    id: &JobId,
+    delay: Duration,
+) -> Result<(), JobOpError> {
+    let argument = wire::pack(&(now.0, id, millis(delay)))?;
+    check(id, CHANGE_DELAY.call(conn, keys.meta(), &argument).await?).map(drop)
+}
+
+/// Moves a waiting job to another priority; 0 is none.
+///
+/// # Errors
+/// [`JobOpError`]: the job is gone, or the call failed.
+pub async fn change_priority(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    id: &JobId,
+    priority: u32,
+    lifo: bool,
+) -> Result<(), JobOpError> {
+    let argument = wire::pack(&(peer, id, priority, lifo))?;
+    check(id, CHANGE_PRIORITY.call(conn, keys.meta(), &argument).await?).map(drop)
+}
+
+/// Whether a job was taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone, or never was.
+    Removed,
+    /// A worker holds its lock.
+    Locked,
+}
+
+/// Takes a job away, wherever it is, unless a worker holds it.
+///
+/// # Errors
+/// [`JobOpError`]: the job belongs to a scheduler, or the call failed.
+pub async fn remove_job(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    now: TimestampMs,
+    id: &JobId,
+) -> Result<Removal, JobOpError> {
+    let argument = wire::pack(&(now.0, peer, id))?;
+    let code = check(id, REMOVE_JOB.call(conn, keys.meta(), &argument).await?)?;
+    Ok(if code == 1 { Removal::Removed } else { Removal::Locked })
+}
+
+/// Stops every worker from taking jobs of the queue.
+///
+/// # Errors
+/// [`ScriptError`].
+pub async fn pause_queue(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+) -> Result<(), ScriptError> {
+    let argument = wire::pack(&(peer,))?;
+    PAUSE_QUEUE.call::<i64>(conn, keys.meta(), &argument).await.map(drop)
+}
+
+/// Lets workers take jobs of the queue again.
+///
+/// # Errors
+/// [`ScriptError`]; calling again goes on where it stopped.
+pub async fn resume_queue(conn: &mut impl ConnectionLike, keys: &QueueKeys) -> Result<(), ScriptError> {
+    let argument = wire::pack(&(CHUNK * 20,))?;
+    while RESUME_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+    Ok(())
+}
+
+/// Where a job is; `None` when it is nowhere.
+///
+/// # Errors
+/// [`ScriptError`].
+pub async fn job_state(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    id: &JobId,
+) -> Result<Option<JobState>, ScriptError> {
+    let argument = wire::pack(&(id,))?;
+    let word: String = JOB_STATE.call(conn, keys.meta(), &argument).await?;
+    Ok(JobState::from_word(&word))
+}

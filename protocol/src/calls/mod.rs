@@ -1,0 +1,8 @@
+//! A typed function for each script. The only places that pack arguments and
+//! unpack replies; each call is one round trip on the given connection.
+
+pub mod add;
+pub mod fetch;
+pub mod finish;
+pub mod locks;
+pub mod manage;

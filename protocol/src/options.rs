@@ -1,0 +1,286 @@
+//! Job options under BullMQ's compact names, as stored in the job hash's `opts`.
+//!
+//! Reading is tolerant (Node producers put anything there); what we do not know
+//! is kept in `other`, so that nothing is lost when options are written back.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{backoff::Backoff, lenient};
+
+/// Largest priority; 0 means none, 1 is the most urgent.
+pub const PRIORITY_MAX: u32 = 2_097_151;
+
+/// Options of one job.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JobOptions {
+    /// How many attempts are allowed; 0 and 1 mean one.
+    #[serde(with = "count")]
+    pub attempts: u32,
+    /// Pause between attempts.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "any_backoff")]
+    pub backoff: Option<Backoff>,
+    /// Delay before the first attempt, ms.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub delay: Option<f64>,
+    /// Priority, 1 (most urgent) to [`PRIORITY_MAX`].
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub priority: Option<f64>,
+    /// Next in line instead of last.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
+    pub lifo: Option<bool>,
+    /// The id the producer chose.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "opt_text")]
+    pub job_id: Option<String>,
+    /// Creation time, epoch ms, when the producer set it.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub timestamp: Option<f64>,
+    /// What stays of completed jobs.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "keep_jobs")]
+    pub remove_on_complete: Option<KeepJobs>,
+    /// What stays of failed jobs.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "keep_jobs")]
+    pub remove_on_fail: Option<KeepJobs>,
+    /// How many stack traces are kept.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub stack_trace_limit: Option<f64>,
+    /// Largest size of the data, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub size_limit: Option<f64>,
+    /// How many log lines are kept.
+    #[serde(rename = "kl", skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub keep_logs: Option<f64>,
+    /// Deduplication.
+    #[serde(rename = "de", skip_serializing_if = "Option::is_none")]
+    pub deduplication: Option<Deduplication>,
+    /// Telemetry context.
+    #[serde(rename = "tm", skip_serializing_if = "Option::is_none", deserialize_with = "opt_text")]
+    pub telemetry: Option<String>,
+    /// What else the producer put there (flow flags `fpof`, `cpof`, `idof`, `rdof`,
+    /// `parent`, `repeat`, …).
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Deduplication of a job, under the names BullMQ stores in `de`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Deduplication {
+    /// The deduplication key.
+    #[serde(deserialize_with = "text")]
+    pub id: String,
+    /// How long the key lives, ms; absent: until the job is finished.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub ttl: Option<f64>,
+    /// A hit starts `ttl` anew.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
+    pub extend: Option<bool>,
+    /// A hit replaces a job that is still delayed.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
+    pub replace: Option<bool>,
+    /// While the holder is active, the last refused job runs after it.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
+    pub keep_last_if_active: Option<bool>,
+    /// A hit moves a delayed holder to the new delay (6.x).
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
+    pub reschedule: Option<bool>,
+}
+
+/// What stays of finished jobs: `removeOnComplete`, `removeOnFail`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum KeepJobs {
+    /// `true`: nothing stays; `false`: all stay.
+    Remove(bool),
+    /// The newest so many stay.
+    Count(i64),
+    /// By age and count.
+    Policy(KeepPolicy),
+}
+
+/// Retention by age and count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeepPolicy {
+    /// Seconds a finished job stays.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub age: Option<f64>,
+    /// How many stay.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub count: Option<f64>,
+    /// Most removals a call.
+    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    pub limit: Option<f64>,
+}
+
+/// Retention in the form the scripts take.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Retention {
+    /// Newest so many stay; `Some(0)`: nothing is stored.
+    pub count: Option<i64>,
+    /// Seconds.
+    pub age_s: Option<f64>,
+    /// Most removals for age a call.
+    pub limit: Option<i64>,
+}
+
+impl KeepJobs {
+    /// The script's form. A negative count keeps all, as in BullMQ.
+    #[must_use]
+    pub fn retention(self) -> Retention {
+        match self {
+            Self::Remove(true) => Retention { count: Some(0), ..Retention::default() },
+            Self::Remove(false) => Retention::default(),
+            Self::Count(n) => Retention { count: (n >= 0).then_some(n), ..Retention::default() },
+            Self::Policy(p) => Retention {
+                count: p.count.filter(|n| *n >= 0.0).map(whole),
+                age_s: p.age.filter(|n| *n >= 0.0),
+                limit: p.limit.filter(|n| *n > 0.0).map(whole),
+            },
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "saturates, and floors as Lua's comparison would")]
+fn whole(n: f64) -> i64 {
+    n.floor() as i64
+}
+
+impl JobOptions {
+    /// Reads stored options; what cannot be read at all gives the defaults.
+    ///
+    /// # Errors
+    /// When the text is no JSON object.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(text)
+    }
+
+    /// Attempts allowed, at least 1.
+    #[must_use]
+    pub fn max_attempts(&self) -> u32 {
+        self.attempts.max(1)
+    }
+
+    /// Whether a retry goes to the front of the line.
+    #[must_use]
+    pub fn is_lifo(&self) -> bool {
+        self.lifo.unwrap_or(false)
+    }
+
+    /// Keeps the newest stack traces, as `stackTraceLimit` says; no limit keeps all.
+    #[must_use]
+    pub fn limit_stacktrace(&self, mut traces: Vec<String>) -> Vec<String> {
+        if let Some(limit) = self.stack_trace_limit {
+            let keep = usize::try_from(whole(limit.max(0.0))).unwrap_or(usize::MAX);
+            if traces.len() > keep {
+                traces.drain(..traces.len() - keep);
+            }
+        }
+        traces
+    }
+}
+
+/// `attempts`: any number Node takes; negative and absurd ones are clamped.
+mod count {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::Value;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        let n = Option::<Value>::deserialize(deserializer)?.as_ref().and_then(crate::lenient::number);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to u32")]
+        Ok(n.unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32)
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(n: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(*n)
+    }
+}
+
+/// `backoff`: a number, or an object.
+fn any_backoff<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Backoff>, D::Error> {
+    let value = Option::<Value>::deserialize(deserializer)?;
+    Ok(match value {
+        Some(object @ Value::Object(_)) => serde_json::from_value(object).ok(),
+        Some(other) => lenient::number(&other).filter(|n| *n != 0.0).map(|delay| Backoff {
+            kind: crate::backoff::BackoffKind::Fixed,
+            delay: Some(delay),
+            jitter: None,
+        }),
+        None => None,
+    })
+}
+
+/// `removeOnComplete`, `removeOnFail`: a bool, a number, or an object.
+fn keep_jobs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<KeepJobs>, D::Error> {
+    let value = Option::<Value>::deserialize(deserializer)?;
+    Ok(match value {
+        Some(Value::Bool(b)) => Some(KeepJobs::Remove(b)),
+        Some(object @ Value::Object(_)) => serde_json::from_value(object).ok().map(KeepJobs::Policy),
+        Some(other) => lenient::number(&other).map(|n| KeepJobs::Count(whole(n))),
+        None => None,
+    })
+}
+
+fn opt_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Option::<Value>::deserialize(deserializer)? {
+        None | Some(Value::Null) => None,
+        Some(Value::String(s)) => Some(s),
+        Some(other) => Some(other.to_string()),
+    })
+}
+
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(opt_text(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mpanels_options_are_read() {
+        let o = JobOptions::from_json(
+            r#"{"removeOnFail":{"age":604800},"jobId":"backup-151-1","removeOnComplete":{"age":86400,"count":1000},"backoff":{"delay":5000,"type":"exponential"},"attempts":3}"#,
+        )
+        .unwrap();
+        assert_eq!(o.max_attempts(), 3);
+        assert_eq!(o.backoff, Some(Backoff::exponential(5000)));
+        assert_eq!(
+            o.remove_on_fail.unwrap().retention(),
+            Retention { age_s: Some(604_800.0), ..Retention::default() }
+        );
+        assert_eq!(o.remove_on_complete.unwrap().retention().count, Some(1000));
+    }
+
+    #[test]
+    fn loose_typing_is_taken() {
+        let o = JobOptions::from_json(r#"{"attempts":"3","backoff":1000,"removeOnComplete":"5","removeOnFail":true,"priority":2.0,"lifo":1,"x":[1]}"#).unwrap();
+        assert_eq!((o.attempts, o.priority, o.lifo), (3, Some(2.0), Some(true)));
+        assert_eq!(o.backoff, Some(Backoff::fixed(1000)));
+        assert_eq!(o.remove_on_complete, Some(KeepJobs::Count(5)));
+        assert_eq!(o.remove_on_fail.unwrap().retention().count, Some(0));
+        assert!(o.other.contains_key("x"));
+        let absurd =
+            JobOptions::from_json(r#"{"attempts":-1,"backoff":{"delay":3},"removeOnFail":null}"#).unwrap();
+        assert_eq!((absurd.max_attempts(), absurd.backoff, absurd.remove_on_fail), (1, None, None));
+    }
+
+    #[test]
+    fn written_options_use_compact_names() {
+        let o = JobOptions { keep_logs: Some(3.0), stack_trace_limit: Some(2.0), ..JobOptions::default() };
+        assert_eq!(serde_json::to_string(&o).unwrap(), r#"{"attempts":0,"stackTraceLimit":2,"kl":3}"#);
+    }
+
+    #[test]
+    fn the_newest_stack_traces_stay() {
+        let o = JobOptions { stack_trace_limit: Some(1.0), ..JobOptions::default() };
+        assert_eq!(o.limit_stacktrace(vec!["a".into(), "b".into()]), ["b"]);
+        let none = JobOptions { stack_trace_limit: Some(0.0), ..JobOptions::default() };
+        assert!(none.limit_stacktrace(vec!["a".into()]).is_empty());
+    }
+}

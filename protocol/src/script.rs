@@ -1,0 +1,191 @@
+//! The scripts, and how one is called: by SHA, with the text only when the
+//! server does not know it yet.
+//!
+//! A script is its own file after the shared fragments it names. Every call has
+//! one key (the queue's `meta`, which routes it in a Cluster) and one argument.
+
+use std::sync::LazyLock;
+
+use redis::{FromRedisValue, RedisError, aio::ConnectionLike};
+
+/// Why a script call did not give its result.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    /// Redis refused or did not answer. The call may have taken effect, unless
+    /// [`ScriptError::is_not_done`].
+    #[error("script {script}: {source}")]
+    Redis {
+        /// Which script.
+        script: &'static str,
+        /// The cause.
+        #[source]
+        source: RedisError,
+    },
+    /// The reply has a form the script never gives.
+    #[error("script {script} answered in an unknown form: {detail}")]
+    Reply {
+        /// Which script.
+        script: &'static str,
+        /// What was wrong with it.
+        detail: String,
+    },
+    /// An argument cannot be packed.
+    #[error("argument cannot be packed for Redis: {0}")]
+    Encoding(String),
+}
+
+impl ScriptError {
+    /// The Redis error behind it, if one is.
+    #[must_use]
+    pub fn redis(&self) -> Option<&RedisError> {
+        match self {
+            Self::Redis { source, .. } => Some(source),
+            Self::Reply { .. } | Self::Encoding(_) => None,
+        }
+    }
+
+    /// Whether the server surely did nothing: it answered with an error before
+    /// running the script, or was never reached.
+    #[must_use]
+    pub fn is_not_done(&self) -> bool {
+        let Self::Redis { source, .. } = self else { return false };
+        if source.is_connection_refusal() {
+            return true;
+        }
+        matches!(
+            source.code(),
+            Some(
+                "READONLY"
+                    | "LOADING"
+                    | "MASTERDOWN"
+                    | "CLUSTERDOWN"
+                    | "TRYAGAIN"
+                    | "NOREPLICAS"
+                    | "MISCONF"
+                    | "OOM"
+                    | "NOSCRIPT"
+                    | "BUSY"
+                    | "NOAUTH"
+                    | "WRONGPASS"
+                    | "NOPERM"
+                    | "MOVED"
+                    | "ASK"
+            )
+        )
+    }
+}
+
+/// One script: name, text, SHA.
+#[derive(Debug)]
+pub struct Script {
+    /// The file's name without extension.
+    pub name: &'static str,
+    inner: redis::Script,
+    source: String,
+}
+
+impl Script {
+    fn new(name: &'static str, parts: &[&str]) -> Self {
+        let source = parts.concat();
+        Self { name, inner: redis::Script::new(&source), source }
+    }
+
+    /// The whole text as sent to Redis.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Calls the script.
+    ///
+    /// # Errors
+    /// [`ScriptError::Redis`], or [`ScriptError::Reply`] when the reply is not a `T`.
+    pub(crate) async fn call<T: FromRedisValue>(
+        &'static self,
+        conn: &mut impl ConnectionLike,
+        meta_key: &str,
+        argument: &[u8],
+    ) -> Result<T, ScriptError> {
+        let mut invocation = self.inner.prepare_invoke();
+        invocation.key(meta_key).arg(argument);
+        invocation.invoke_async(conn).await.map_err(|source| ScriptError::Redis { script: self.name, source })
+    }
+}
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident = $file:literal [$($include:literal),*];)*) => {
+        $($(#[$doc])*
+        pub static $name: LazyLock<Script> = LazyLock::new(|| Script::new($file, &[
+            $(include_str!(concat!("../lua/includes/", $include, ".lua")),)*
+            include_str!(concat!("../lua/", $file, ".lua")),
+        ]));)*
+
+        /// Every script, for self-tests and preloading.
+        #[must_use]
+        pub fn all() -> Vec<&'static Script> {
+            vec![$(&*$name),*]
+        }
+    };
+}
+
+scripts! {
+    /// `lua/addJobs.lua`
+    ADD_JOBS = "addJobs" ["queue", "push", "parents", "remove", "dedup"];
+    /// `lua/fetchJobs.lua`
+    FETCH_JOBS = "fetchJobs" ["queue", "push", "take"];
+    /// `lua/finishJobs.lua`
+    FINISH_JOBS = "finishJobs" ["queue", "push", "parents", "remove", "dedup", "take"];
+    /// `lua/extendLocks.lua`
+    EXTEND_LOCKS = "extendLocks" ["queue"];
+    /// `lua/rescueStalled.lua`
+    RESCUE_STALLED = "rescueStalled" ["queue"];
+    /// `lua/updateJob.lua`
+    UPDATE_JOB = "updateJob" ["queue"];
+    /// `lua/reprocessJob.lua`
+    REPROCESS_JOB = "reprocessJob" ["queue"];
+    /// `lua/requeueJobs.lua`
+    REQUEUE_JOBS = "requeueJobs" ["queue"];
+    /// `lua/promoteJob.lua`
+    PROMOTE_JOB = "promoteJob" ["queue", "push"];
+    /// `lua/changeDelay.lua`
+    CHANGE_DELAY = "changeDelay" ["queue", "push"];
+    /// `lua/changePriority.lua`
+    CHANGE_PRIORITY = "changePriority" ["queue", "push"];
+    /// `lua/pauseQueue.lua`
+    PAUSE_QUEUE = "pauseQueue" ["queue"];
+    /// `lua/resumeQueue.lua`
+    RESUME_QUEUE = "resumeQueue" ["queue"];
+    /// `lua/removeJob.lua`
+    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove"];
+    /// `lua/jobState.lua`
+    JOB_STATE = "jobState" ["queue"];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_script_has_the_header_the_style_asks_for() {
+        for script in all() {
+            let own = script.source().split("--[[").nth(1).unwrap_or_default();
+            for part in ["KEYS[1]", "ARGV[1]", "Returns", "Errors", "Events", "Cost", "Cluster"] {
+                assert!(own.contains(part), "{}: header lacks {part}", script.name);
+            }
+            assert!(
+                own.trim_start().starts_with(script.name),
+                "{}: header names another script",
+                script.name
+            );
+            assert!(!script.source().contains("TIME"), "{}: scripts never read the clock", script.name);
+        }
+    }
+
+    #[test]
+    fn hashes_differ() {
+        let mut hashes: Vec<_> = all().iter().map(|s| s.inner.get_hash().to_owned()).collect();
+        hashes.sort();
+        hashes.dedup();
+        assert_eq!(hashes.len(), all().len());
+    }
+}

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Installs what `make demo` and `make test` need, once. Looks first, prints one line for each thing it installs;
+# a second run installs nothing. Services of the distribution are neither started, used nor stopped: packages
+# that come with one are installed with starting forbidden, and the service is disabled.
+#   scripts/setup.sh [--check]    --check only says what is missing and fails when something is
+source "$(dirname "$0")/lib.sh"
+
+DENY_VERSION=0.20.2
+CHECK=${1:-}
+INSTALLED=0
+
+installing() {
+  [ "$CHECK" != --check ] || die "$1 is missing; run: make setup"
+  INSTALLED=$((INSTALLED + 1))
+  say "setup: installing $1"
+}
+
+# --- what the user's machine brings (docs: README, "The machine") ------------------------------------------------
+
+check_cargo() {
+  local want have
+  want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  command -v cargo >/dev/null || die "cargo is missing; install rustup from https://rustup.rs and run: rustup default stable"
+  have=$(cargo --version | cut -d' ' -f2)
+  version_at_least "$have" "$want" || die "cargo $have is too old, $want or newer is needed; run: rustup update stable"
+  command -v cc >/dev/null || die "a C compiler is missing; run: apt-get install gcc"
+}
+
+check_node() {
+  local have
+  command -v node >/dev/null && command -v npm >/dev/null || die "Node 20 or newer with npm is missing; install it from https://nodejs.org or your distribution"
+  have=$(node --version)
+  version_at_least "${have#v}" 20 || die "Node $have is too old, 20 or newer is needed"
+}
+
+# --- what we install ----------------------------------------------------------------------------------------------
+
+# A file or program, and the Debian package that has it.
+missing_packages() {
+  local bin=/usr/lib/postgresql
+  command -v redis-server >/dev/null || echo redis-server
+  command -v redis-cli >/dev/null || echo redis-tools
+  compgen -G "$bin/*/bin/initdb" >/dev/null || echo postgresql
+  compgen -G "/usr/share/postgresql/*/extension/uuid-ossp.control" >/dev/null || echo postgresql-contrib
+  command -v psql >/dev/null || echo postgresql-client
+  command -v setpriv >/dev/null || echo util-linux
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# No service may start while packages are unpacked. A policy that is there already stays as it is.
+forbid_services() {
+  [ -e /usr/sbin/policy-rc.d ] && return
+  printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+  as_root chmod 755 /usr/sbin/policy-rc.d
+  trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+}
+
+install_packages() {
+  local packages log service
+  packages=$(missing_packages | tr '\n' ' ')
+  [ -n "$packages" ] || return 0
+  installing "Debian packages: $packages"
+  command -v apt-get >/dev/null || die "no apt-get here; install by hand: $packages"
+  [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null || die "not root and sudo asks for a password; run: sudo apt-get install $packages"
+  forbid_services
+  log=$(mktemp)
+  { as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q &&
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages; } >"$log" 2>&1 ||
+    { tail -n 15 "$log" >&2; rm -f "$log"; die "apt-get could not install: $packages"; }
+  rm -f "$log"
+  for service in redis-server postgresql; do
+    case " $packages " in *" $service "*) ;; *) continue ;; esac
+    command -v systemctl >/dev/null && as_root systemctl disable --quiet "$service" 2>/dev/null &&
+      say "setup: service $service is disabled (tests and demo run their own servers)"
+  done
+  [ -z "$(missing_packages)" ] || die "still missing after installation: $(missing_packages | tr '\n' ' ')"
+}
+
+install_components() {
+  cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 && return
+  installing "rustfmt and clippy"
+  command -v rustup >/dev/null || die "rustfmt or clippy is missing and there is no rustup; install them with your cargo"
+  rustup component add rustfmt clippy >/dev/null 2>&1 || die "rustup could not add rustfmt and clippy"
+}
+
+install_node_packages() {
+  cmp -s testkit/node/package-lock.json testkit/node/node_modules/.installed-lock && return
+  installing "npm packages of testkit/node (bullmq 5.28.2, 5.81.5, 6.7.0)"
+  (cd testkit/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) || die "npm ci failed in testkit/node"
+  cp testkit/node/package-lock.json testkit/node/node_modules/.installed-lock
+}
+
+# Unoptimised: built once and in a fraction of the time, fast enough for one check.
+install_deny() {
+  case $(cargo-deny --version 2>/dev/null) in "cargo-deny ${DENY_VERSION%.*}."*) return ;; esac
+  installing "cargo-deny $DENY_VERSION into .cache/tools (a build of about a minute)"
+  env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0 \
+    cargo install --quiet --locked --debug --root "$TOOLS" "cargo-deny@$DENY_VERSION" || die "cargo install cargo-deny failed"
+}
+
+check_cargo
+check_node
+install_packages
+install_components
+install_node_packages
+install_deny
+if [ "$INSTALLED" = 0 ]; then say "setup: nothing to install"; else say "setup: done"; fi

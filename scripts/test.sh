@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Everything that decides whether a change is good. Prints each stage with its time, goes on after a failure,
+# ends with a summary; leaves no process and no file behind.
+#   scripts/test.sh [STAGE...]     all stages when none is named
+#   FLEET_TEST_TIER=full           the long runs too (make test-full)
+source "$(dirname "$0")/lib.sh"
+
+ALL="setup fmt clippy deny unit integration conformance"
+WANTED=${*:-$ALL}
+for name in $WANTED; do
+  case " $ALL " in *" $name "*) ;; *) die "no stage $name; stages: $ALL" ;; esac
+done
+export FLEET_TEST_TIER=${FLEET_TEST_TIER:-fast}
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+private_temp test
+LOG=$TMPDIR/output.log
+
+run_setup() { scripts/setup.sh; }
+run_fmt() { cargo fmt --all --check; }
+run_clippy() { cargo clippy --workspace --all-targets --locked --quiet -- -D warnings; }
+run_deny() { scripts/deny.sh; }
+
+run_unit() {
+  local failed=0
+  cargo test --workspace --locked --no-fail-fast --lib --bins --examples || failed=1
+  cargo test --workspace --locked --no-fail-fast --doc || failed=1
+  return $failed
+}
+
+# Programs under test are built first: tests start them by path.
+run_integration() {
+  cargo build --workspace --locked --bins && cargo test --workspace --locked --no-fail-fast --test '*'
+}
+
+run_conformance() {
+  local version failed=0
+  for version in bullmq-5.28 bullmq-5 bullmq-6; do
+    cargo run --quiet --locked -p mpanel-testkit --bin conformance -- \
+      --scenarios testkit/data/scenarios --golden "testkit/data/golden/$version" --version "$version" || failed=1
+  done
+  return $failed
+}
+
+say "mpanel-fleet: $WANTED (tier $FLEET_TEST_TIER), $(nproc) cores"
+for name in $WANTED; do
+  stage "$name" "run_$name"
+  if [ "$name" = setup ] && [ "${RESULTS[0]}" != ok ]; then break; fi
+done
+
+fine=0
+summary || fine=1
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 } END { printf "tests: %d passed, %d failed, %d ignored\n", passed, failed, ignored }' "$LOG"
+grep -h '^!!!' "$LOG" || true
+if [ $fine = 0 ]; then say "all good in $SECONDS s"; else say "NOT good, see above ($SECONDS s)"; fi
+exit $fine

@@ -1,0 +1,107 @@
+//! Runs scenario files through our crates: `conformance --scenarios DIR --golden DIR`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use mpanel_connect::Redis;
+use mpanel_protocol::peer::Peer;
+use mpanel_testkit::{
+    RedisServer, TestkitError,
+    conformance::{
+        reading,
+        rules::{Difference, compare_keys, compare_results},
+        run::run,
+        scenario::{Golden, Scenario},
+    },
+};
+
+const VERSIONS: [&str; 3] = ["bullmq-5.28", "bullmq-5", "bullmq-6"];
+
+/// Run BullMQ conformance scenarios through mpanel-fleet's crates and compare
+/// what is left in Redis, key by key, with what npm bullmq left.
+///
+/// One line a scenario: `ok` or `FAIL`, the version, the name and the first
+/// difference. Exit code 1 when one fails.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of scenario files.
+    #[arg(long, value_name = "DIR")]
+    scenarios: PathBuf,
+    /// Goldens: one version's folder with --version, else the folder of all three.
+    #[arg(long, value_name = "DIR")]
+    golden: PathBuf,
+    /// Only this version: bullmq-5.28 (reading test), bullmq-5 or bullmq-6.
+    #[arg(long, value_parser = VERSIONS)]
+    version: Option<String>,
+    /// A Redis to use instead of a private one; keys `conf:*` there are deleted.
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
+}
+
+async fn difference(
+    redis: &Redis,
+    version: &str,
+    scenario: &Scenario,
+    golden: &Golden,
+) -> Result<Option<Difference>, TestkitError> {
+    let peer = match version {
+        "bullmq-5.28" => return reading::check(redis, golden).await,
+        "bullmq-6" => Peer::V6,
+        _ => Peer::V5,
+    };
+    let outcome = run(redis, scenario, peer).await?;
+    Ok(compare_results(&golden.results, &outcome.results)
+        .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
+}
+
+#[expect(clippy::print_stdout, reason = "this is the program's output")]
+async fn run_all(args: &Args) -> Result<bool, TestkitError> {
+    let server = match &args.redis {
+        Some(_) => None,
+        None => Some(RedisServer::start().await?),
+    };
+    let url = args.redis.clone().or_else(|| server.as_ref().map(RedisServer::url)).unwrap_or_default();
+    let redis = Redis::open(&url).map_err(|e| TestkitError::failed("connect", e.to_string()))?;
+    let scenarios = Scenario::load_all(&args.scenarios)?;
+    let (mut passed, mut failed) = (0, 0);
+    for version in VERSIONS {
+        if args.version.as_ref().is_some_and(|v| v != version) {
+            continue;
+        }
+        let folder = if args.version.is_some() { args.golden.clone() } else { args.golden.join(version) };
+        for scenario in scenarios.iter().filter(|s| s.is_for(version)) {
+            let name = &scenario.name;
+            let verdict = match Golden::load(&folder, name)? {
+                None => Some(format!("no golden {}", folder.join(format!("{name}.json")).display())),
+                Some(golden) => difference(&redis, version, scenario, &golden).await?.map(|d| d.to_string()),
+            };
+            match verdict {
+                None => {
+                    passed += 1;
+                    println!("ok {version} {name}");
+                }
+                Some(what) => {
+                    failed += 1;
+                    println!("FAIL {version} {name}: {what}");
+                }
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run_all(&Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the program's error channel")]
+            {
+                eprintln!("conformance: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

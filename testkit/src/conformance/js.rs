@@ -1,0 +1,61 @@
+//! What JavaScript would do with the values of a scenario: number text, long
+//! option names, undefined.
+
+use mpanel_protocol::options::JobOptions;
+use serde_json::{Map, Number, Value};
+
+/// Long option names of Node and the short ones stored.
+const SHORT_NAMES: [(&str, &str); 6] = [
+    ("keepLogs", "kl"),
+    ("deduplication", "de"),
+    ("failParentOnFailure", "fpof"),
+    ("continueParentOnFailure", "cpof"),
+    ("ignoreDependencyOnFailure", "idof"),
+    ("removeDependencyOnFailure", "rdof"),
+];
+
+/// Numbers as JSON.stringify prints them: no `.0`.
+#[must_use]
+pub fn normalised(value: &Value) -> Value {
+    match value {
+        Value::Number(n) => match n.as_f64() {
+            #[expect(clippy::cast_possible_truncation, reason = "integral and below 2^53")]
+            Some(f) if n.is_f64() && f.fract() == 0.0 && f.abs() < 9.0e15 => {
+                Value::Number(Number::from(f as i64))
+            }
+            _ => value.clone(),
+        },
+        Value::Array(items) => items.iter().map(normalised).collect(),
+        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), normalised(v))).collect()),
+        _ => value.clone(),
+    }
+}
+
+/// `JSON.stringify`.
+#[must_use]
+pub fn stringify(value: &Value) -> String {
+    normalised(value).to_string()
+}
+
+/// Node's job options in the form the producer takes.
+///
+/// # Errors
+/// When they are of a form that no option has.
+pub fn job_options(options: Map<String, Value>) -> Result<JobOptions, String> {
+    let mut stored = Map::new();
+    for (name, value) in options {
+        if name == "telemetry" {
+            if let Some(metadata) = value.get("metadata") {
+                stored.insert("tm".into(), metadata.clone());
+            }
+            if let Some(omit) = value.get("omitContext") {
+                stored.insert("omc".into(), omit.clone());
+            }
+            continue;
+        }
+        let short =
+            SHORT_NAMES.iter().find(|(long, _)| *long == name).map_or(name.as_str(), |(_, short)| short);
+        stored.insert(short.to_owned(), value);
+    }
+    serde_json::from_value(Value::Object(stored)).map_err(|e| e.to_string())
+}

@@ -1,0 +1,18 @@
+//! Runs conformance scenarios through our crates and compares what they leave in
+//! Redis, key by key, with what npm bullmq left (decision 14).
+//!
+//! - [`scenario`]: the files and what is in them
+//! - [`run`]: one scenario through protocol, producer and engine
+//! - [`dump`]: the keys of a database in the form of the goldens
+//! - [`rules`]: the exceptions, and the comparison under them
+//! - [`reading`]: the test that we read what 5.28 left
+
+pub mod dump;
+pub mod js;
+pub mod reading;
+pub mod rules;
+pub mod run;
+pub mod scenario;
+
+/// All keys of a scenario begin with this.
+pub const PREFIX: &str = "conf";

@@ -1,0 +1,635 @@
+//! One scenario through our crates: producer for adds, protocol calls for
+//! fetches and finishes, the engine's decision after a failure, the admin handle
+//! for the rest. Clock and random number are the scenario's.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use mpanel_connect::Redis;
+use mpanel_engine::{
+    admin::{AdminError, QueueAdmin},
+    handler::FinalCause,
+    outcome::{Again, AttemptFailure, OutcomePolicy, after_failure, after_success},
+};
+use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, Producer, QueueProducer};
+use mpanel_protocol::{
+    calls::{
+        fetch::{FetchSpec, Fetched, RateLimit, fetch_jobs},
+        finish::{Finish, FinishNote, Transition, finish_jobs},
+        locks::{Sweep, extend_locks, rescue_stalled},
+        manage::{self, FinalState, Removal, Reprocess, Update},
+    },
+    ids::{JobId, LockToken, Prefix, QueueName},
+    job::FetchedJob,
+    keys::QueueKeys,
+    options::JobOptions,
+    outcome::{JobOpError, Refusal},
+    peer::Peer,
+    script::ScriptError,
+    time::{Clock, TimestampMs},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    PREFIX,
+    dump::{self, mask},
+    js,
+    scenario::{EPOCH_MS, Scenario},
+};
+use crate::TestkitError;
+
+/// Locks of a scenario live as long as Node's do.
+const LOCK: Duration = Duration::from_secs(30);
+const STALLED_INTERVAL: Duration = Duration::from_secs(30);
+const RANDOM: f64 = 0.5;
+
+/// What our crates did with a scenario.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What each step gave.
+    pub results: Vec<Value>,
+    /// What was in Redis afterwards.
+    pub keys: Map<String, Value>,
+}
+
+#[derive(Debug)]
+struct VirtualClock(AtomicI64);
+
+impl Clock for VirtualClock {
+    fn now(&self) -> TimestampMs {
+        TimestampMs(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Why a step failed, with BullMQ's code where it has one.
+struct StepError {
+    text: String,
+    code: Option<i64>,
+}
+
+impl StepError {
+    fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: None }
+    }
+}
+
+impl From<Refusal> for StepError {
+    fn from(refusal: Refusal) -> Self {
+        Self { text: refusal.to_string(), code: Some(refusal.code()) }
+    }
+}
+
+impl From<JobOpError> for StepError {
+    fn from(error: JobOpError) -> Self {
+        match error {
+            JobOpError::Refused { refusal, .. } => refusal.into(),
+            JobOpError::Script(e) => e.into(),
+        }
+    }
+}
+
+impl From<AdminError> for StepError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Job(e) => e.into(),
+            other => Self::new(other.to_string()),
+        }
+    }
+}
+
+impl From<EnqueueError> for StepError {
+    fn from(error: EnqueueError) -> Self {
+        match error {
+            EnqueueError::Rejected(refusal) => refusal.into(),
+            other => Self::new(other.to_string()),
+        }
+    }
+}
+
+macro_rules! plain_errors {
+    ($($kind:ty),*) => {$(impl From<$kind> for StepError {
+        fn from(error: $kind) -> Self {
+            Self::new(error.to_string())
+        }
+    })*};
+}
+plain_errors!(ScriptError, redis::RedisError, serde_json::Error, TestkitError, mpanel_connect::ConnectError);
+
+type StepResult = Result<Value, StepError>;
+
+struct Runner<'a> {
+    redis: &'a Redis,
+    peer: Peer,
+    clock: Arc<VirtualClock>,
+    producer: Producer,
+    queues: HashMap<String, QueueProducer>,
+    held: HashMap<(String, String), FetchedJob>,
+    scenario: &'a Scenario,
+    policy: OutcomePolicy,
+}
+
+/// Runs a scenario on an emptied prefix and dumps what it left.
+///
+/// # Errors
+/// When Redis fails; failures of steps are results.
+pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outcome, TestkitError> {
+    dump::wipe(redis).await?;
+    let clock = Arc::new(VirtualClock(AtomicI64::new(scenario.clock.unwrap_or(EPOCH_MS))));
+    let failed = |e: String| TestkitError::failed("open the producer", e);
+    let prefix = Prefix::new(PREFIX).map_err(|e| failed(e.to_string()))?;
+    let producer = Producer::builder(redis.clone())
+        .prefix(prefix)
+        .peer(peer)
+        .clock(clock.clone())
+        .connect()
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let keep = |name: &str| {
+        let options = scenario.worker_options.get(name).map(|v| json!({ "removeOnComplete": v }))?;
+        serde_json::from_value::<JobOptions>(options).ok()?.remove_on_complete
+    };
+    let policy = OutcomePolicy {
+        remove_on_complete: keep("removeOnComplete"),
+        remove_on_fail: keep("removeOnFail"),
+        backoff_strategy: None,
+    };
+    let mut runner = Runner {
+        redis,
+        peer,
+        clock,
+        producer,
+        queues: HashMap::new(),
+        held: HashMap::new(),
+        scenario,
+        policy,
+    };
+    let mut results = Vec::new();
+    for step in &scenario.steps {
+        let op = step.get("op").and_then(Value::as_str).unwrap_or_default();
+        results.push(match runner.step(op, step).await {
+            Ok(result) => json!({ "op": op, "result": result }),
+            Err(StepError { text, code: Some(code) }) => {
+                json!({ "op": op, "error": mask(&text), "code": code })
+            }
+            Err(StepError { text, code: None }) => json!({ "op": op, "error": mask(&text) }),
+        });
+    }
+    Ok(Outcome { results, keys: dump::dump(redis).await? })
+}
+
+fn text<'s>(step: &'s Map<String, Value>, name: &str) -> Option<&'s str> {
+    step.get(name).and_then(Value::as_str)
+}
+
+fn number(step: &Map<String, Value>, name: &str) -> Option<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "scenario numbers are small")]
+    step.get(name).and_then(Value::as_f64).map(|n| n as i64)
+}
+
+fn span(step: &Map<String, Value>, name: &str, default_ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(number(step, name).unwrap_or(default_ms)).unwrap_or(0))
+}
+
+fn view(job: &FetchedJob) -> Value {
+    let data: Value = serde_json::from_str(&job.data).unwrap_or(Value::Null);
+    let mut view = json!({ "id": mask(job.id.as_str()), "name": job.name, "data": data,
+        "attemptsMade": job.attempts_made, "attemptsStarted": job.attempts_started });
+    if let Some(reason) = &job.deferred_failure {
+        view["deferredFailure"] = json!(mask(reason));
+    }
+    view
+}
+
+impl Runner<'_> {
+    async fn conn(&self) -> Result<redis::aio::MultiplexedConnection, StepError> {
+        Ok(self.redis.shared().await?.conn)
+    }
+
+    fn keys(&self, queue: &str) -> Result<QueueKeys, StepError> {
+        let name = QueueName::new(queue).map_err(|e| StepError::new(e.to_string()))?;
+        let prefix = Prefix::new(PREFIX).map_err(|e| StepError::new(e.to_string()))?;
+        Ok(QueueKeys::new(&prefix, &name))
+    }
+
+    /// What Node's `new Queue` is: the handle, and the queue's `meta`.
+    async fn open(&mut self, queue: &str) -> Result<(QueueProducer, QueueAdmin), StepError> {
+        if !self.queues.contains_key(queue) {
+            let handle = self.producer.queue(queue)?;
+            let options = &self.scenario.queue_options;
+            if !options.get("skipMetasUpdate").and_then(Value::as_bool).unwrap_or(false) {
+                let most = options.get("streams").and_then(|s| s["events"]["maxLen"].as_i64());
+                if let Some(most) = most {
+                    let key = self.keys(queue)?.meta().to_owned();
+                    redis::cmd("HSET")
+                        .arg(key)
+                        .arg("opts.maxLenEvents")
+                        .arg(most)
+                        .query_async::<()>(&mut self.conn().await?)
+                        .await?;
+                }
+                handle.introduce().await?;
+            }
+            self.queues.insert(queue.to_owned(), handle);
+        }
+        let name = QueueName::new(queue).map_err(|e| StepError::new(e.to_string()))?;
+        let prefix = Prefix::new(PREFIX).map_err(|e| StepError::new(e.to_string()))?;
+        let admin = QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer);
+        Ok((self.queues[queue].clone(), admin))
+    }
+
+    fn options(&self, given: Option<&Value>) -> Result<EnqueueOptions, StepError> {
+        let mut merged = self
+            .scenario
+            .queue_options
+            .get("defaultJobOptions")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        merged.extend(given.and_then(Value::as_object).cloned().unwrap_or_default());
+        if merged.contains_key("repeat") {
+            return Err(StepError::new("legacy repeatables are not served yet"));
+        }
+        js::job_options(merged).map(EnqueueOptions::from).map_err(StepError::new)
+    }
+
+    async fn fetch(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
+        let keys = self.keys(queue)?;
+        let token = LockToken::new(token);
+        let fetched =
+            fetch_jobs(&mut self.conn().await?, &keys, self.peer, self.clock.now(), &self.spec(&token))
+                .await?;
+        self.hold(queue, &fetched);
+        Ok(fetched)
+    }
+
+    fn spec<'t>(&'t self, token: &'t LockToken) -> FetchSpec<'t> {
+        let worker = &self.scenario.worker_options;
+        let limiter = worker.get("limiter").and_then(|l| {
+            Some(RateLimit {
+                max: u32::try_from(l["max"].as_u64()?).ok()?,
+                window: Duration::from_millis(l["duration"].as_u64()?),
+            })
+        });
+        FetchSpec {
+            slots: 1,
+            token,
+            lock: LOCK,
+            limiter,
+            worker_name: worker.get("name").and_then(Value::as_str),
+        }
+    }
+
+    fn hold(&mut self, queue: &str, fetched: &Fetched) {
+        for job in &fetched.jobs {
+            self.held.insert((queue.to_owned(), job.id.to_string()), job.clone());
+        }
+    }
+
+    /// The job a step means: held from a fetch, else read from Redis.
+    async fn job(&mut self, queue: &str, step: &Map<String, Value>) -> Result<FetchedJob, StepError> {
+        let id = text(step, "id").ok_or_else(|| StepError::new("the step names no id"))?;
+        if let Some(job) = self.held.get(&(queue.to_owned(), id.to_owned())) {
+            return Ok(job.clone());
+        }
+        let (_, admin) = self.admin_only(queue)?;
+        let detail = admin.job(&JobId::stored(id)).await?;
+        detail.map(|d| d.job).ok_or_else(|| StepError::new(format!("no job {id}")))
+    }
+
+    fn admin_only(&self, queue: &str) -> Result<(QueueName, QueueAdmin), StepError> {
+        let name = QueueName::new(queue).map_err(|e| StepError::new(e.to_string()))?;
+        let prefix = Prefix::new(PREFIX).map_err(|e| StepError::new(e.to_string()))?;
+        let admin = QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer);
+        Ok((name, admin))
+    }
+
+    async fn finish(
+        &mut self,
+        queue: &str,
+        id: JobId,
+        token: &str,
+        transition: Transition,
+        fetch_next: bool,
+    ) -> Result<(FinishNote, Option<Fetched>), StepError> {
+        let keys = self.keys(queue)?;
+        let token = LockToken::new(token);
+        let points = self.scenario.worker_options.get("metrics").and_then(|m| m["maxDataPoints"].as_u64());
+        let finish = Finish { id, token: token.clone(), transition };
+        let spec = fetch_next.then(|| self.spec(&token));
+        let finished = finish_jobs(
+            &mut self.conn().await?,
+            &keys,
+            self.peer,
+            self.clock.now(),
+            &[finish],
+            spec.as_ref(),
+            points.and_then(|p| u32::try_from(p).ok()),
+        )
+        .await?;
+        let note = finished.results.into_iter().next().ok_or_else(|| StepError::new("no result"))??;
+        if let Some(fetched) = &finished.fetched {
+            self.hold(queue, fetched);
+        }
+        Ok((note, finished.fetched))
+    }
+
+    fn failure_of(step: &Map<String, Value>) -> AttemptFailure {
+        let reason = text(step, "error").unwrap_or("boom").to_owned();
+        let unrecoverable = step.get("unrecoverable").and_then(Value::as_bool).unwrap_or(false);
+        AttemptFailure {
+            stack: format!("Error: {reason}\n    at scenario"),
+            reason,
+            again: if unrecoverable { Again::Never(FinalCause::NeverRetry) } else { Again::Backoff },
+        }
+    }
+
+    fn success(&self, job: &FetchedJob, step: &Map<String, Value>) -> Result<Transition, StepError> {
+        let value = step.get("value").map_or_else(|| "null".to_owned(), js::stringify);
+        Ok(after_success(&job.options()?, value, &self.policy))
+    }
+
+    fn failure(&self, job: &FetchedJob, failure: &AttemptFailure) -> Result<Transition, StepError> {
+        Ok(after_failure(job, &job.options()?, failure, &self.policy, RANDOM))
+    }
+
+    async fn step(&mut self, op: &str, step: &Map<String, Value>) -> StepResult {
+        let queue = text(step, "queue").unwrap_or("q");
+        let token = text(step, "token").unwrap_or("t1");
+        let id = || text(step, "id").map(JobId::stored).ok_or_else(|| StepError::new("the step names no id"));
+        let flag = |name: &str| step.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let empty = json!({});
+        match op {
+            "clock" => {
+                let now = match number(step, "set") {
+                    Some(at) => at,
+                    None => self.clock.now().0 + number(step, "advance").unwrap_or(0),
+                };
+                self.clock.0.store(now, Ordering::Relaxed);
+                Ok(json!(now))
+            }
+            "add" => {
+                let (handle, _) = self.open(queue).await?;
+                let options = self.options(step.get("opts"))?;
+                let data = js::normalised(step.get("data").unwrap_or(&empty));
+                let enqueued = handle.enqueue(text(step, "name").unwrap_or_default(), &data, options).await?;
+                Ok(json!(mask(enqueued.id().as_str())))
+            }
+            "addBulk" => {
+                let (handle, _) = self.open(queue).await?;
+                let mut jobs = Vec::new();
+                for job in step.get("jobs").and_then(Value::as_array).unwrap_or(&Vec::new()) {
+                    let name = job["name"].as_str().unwrap_or_default();
+                    let data = js::normalised(job.get("data").unwrap_or(&empty));
+                    jobs.push(BulkJob::new(name, data).options(self.options(job.get("opts"))?));
+                }
+                let enqueued = handle.enqueue_bulk(jobs).await?;
+                Ok(enqueued.iter().map(|e| json!(mask(e.id().as_str()))).collect())
+            }
+            "fetch" => {
+                let fetched = self.fetch(queue, token).await?;
+                Ok(fetched_view(&fetched))
+            }
+            "complete" | "fail" => {
+                let job = self.job(queue, step).await?;
+                self.held.remove(&(queue.to_owned(), job.id.to_string()));
+                let transition = if op == "complete" {
+                    self.success(&job, step)?
+                } else {
+                    self.failure(&job, &Self::failure_of(step))?
+                };
+                let (_, next) = self.finish(queue, job.id, token, transition, flag("fetchNext")).await?;
+                Ok(json!({ "next": next.and_then(|f| f.jobs.first().map(view)) }))
+            }
+            "process" => {
+                let fetched = self.fetch(queue, token).await?;
+                let Some(job) = fetched.jobs.first() else { return Ok(fetched_view(&fetched)) };
+                self.held.remove(&(queue.to_owned(), job.id.to_string()));
+                let transition = if let Some(reason) = &job.deferred_failure {
+                    self.failure(job, &AttemptFailure::unrecoverable(reason.clone(), FinalCause::Deferred))?
+                } else if step.contains_key("error") {
+                    self.failure(job, &Self::failure_of(step))?
+                } else {
+                    self.success(job, step)?
+                };
+                self.finish(queue, job.id.clone(), token, transition, false).await?;
+                Ok(view(job))
+            }
+            "moveToDelayed" => {
+                let at = number(step, "at").unwrap_or(0);
+                let delay_ms = (at - self.clock.now().0).max(0);
+                self.finish(queue, id()?, token, Transition::Snooze { delay_ms }, false).await?;
+                Ok(json!("ok"))
+            }
+            "moveLimited" => {
+                self.finish(queue, id()?, token, Transition::Release, false).await?;
+                self.held.remove(&(queue.to_owned(), id()?.to_string()));
+                Ok(json!("ok"))
+            }
+            "moveToWaitingChildren" => {
+                let child_key = step.get("child").and_then(|c| {
+                    Some(format!("{}:{}", c["queueKey"].as_str().or(c["queue"].as_str())?, c["id"].as_str()?))
+                });
+                let (note, _) =
+                    self.finish(queue, id()?, token, Transition::AwaitChildren { child_key }, false).await?;
+                Ok(json!(note == FinishNote::Done))
+            }
+            "retry" => {
+                let (_, admin) = self.open(queue).await?;
+                let options = step.get("options").cloned().unwrap_or_default();
+                let how = Reprocess {
+                    lifo: self.job(queue, step).await?.options()?.is_lifo(),
+                    reset_attempts_made: options["resetAttemptsMade"].as_bool().unwrap_or(false),
+                    reset_attempts_started: options["resetAttemptsStarted"].as_bool().unwrap_or(false),
+                };
+                admin.retry(&id()?, final_state(text(step, "state")), how).await?;
+                Ok(json!("ok"))
+            }
+            "retryJobs" => {
+                self.open(queue).await?;
+                let newest = number(step, "timestamp").unwrap_or_else(|| self.clock.now().0);
+                let from = final_state(text(step, "state"));
+                let keys = self.keys(queue)?;
+                manage::reprocess_all(&mut self.conn().await?, &keys, self.peer, from, TimestampMs(newest))
+                    .await?;
+                Ok(json!("ok"))
+            }
+            "promote" => {
+                self.open(queue).await?;
+                manage::promote_job(&mut self.conn().await?, &self.keys(queue)?, self.peer, &id()?).await?;
+                Ok(json!("ok"))
+            }
+            "promoteJobs" => {
+                self.open(queue).await?;
+                manage::promote_all(&mut self.conn().await?, &self.keys(queue)?, self.peer).await?;
+                Ok(json!("ok"))
+            }
+            "changeDelay" => {
+                self.open(queue).await?;
+                let delay = span(step, "delay", 0);
+                manage::change_delay(
+                    &mut self.conn().await?,
+                    &self.keys(queue)?,
+                    self.clock.now(),
+                    &id()?,
+                    delay,
+                )
+                .await?;
+                Ok(json!("ok"))
+            }
+            "changePriority" => {
+                self.open(queue).await?;
+                let priority = u32::try_from(number(step, "priority").unwrap_or(0)).unwrap_or(0);
+                let keys = self.keys(queue)?;
+                manage::change_priority(
+                    &mut self.conn().await?,
+                    &keys,
+                    self.peer,
+                    &id()?,
+                    priority,
+                    flag("lifo"),
+                )
+                .await?;
+                Ok(json!("ok"))
+            }
+            "updateData" | "updateProgress" | "log" => {
+                self.open(queue).await?;
+                let keep = self.job(queue, step).await?.options()?.keep_logs;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
+                let keep = keep.map(|k| k as u32);
+                let json_text = |name: &str| step.get(name).map_or_else(|| "null".to_owned(), js::stringify);
+                let (data, progress) = (json_text("data"), json_text("progress"));
+                let update = match op {
+                    "updateData" => Update::Data(&data),
+                    "updateProgress" => Update::Progress(&progress),
+                    _ => Update::Log { line: text(step, "row").unwrap_or_default(), keep },
+                };
+                let lines =
+                    manage::update_job(&mut self.conn().await?, &self.keys(queue)?, &id()?, update).await?;
+                Ok(if op == "log" { json!(lines) } else { json!("ok") })
+            }
+            "remove" => {
+                let (_, admin) = self.open(queue).await?;
+                Ok(json!(i64::from(admin.remove(&id()?, self.clock.now()).await? == Removal::Removed)))
+            }
+            "pause" => {
+                let (_, admin) = self.open(queue).await?;
+                admin.pause().await?;
+                Ok(json!("ok"))
+            }
+            "resume" => {
+                let (_, admin) = self.open(queue).await?;
+                admin.resume().await?;
+                Ok(json!("ok"))
+            }
+            "rateLimit" => {
+                let (_, admin) = self.open(queue).await?;
+                admin.rate_limit(span(step, "ms", 0)).await?;
+                Ok(json!("ok"))
+            }
+            "removeRateLimitKey" => {
+                let (_, admin) = self.open(queue).await?;
+                Ok(json!(i64::from(admin.end_rate_limit().await?)))
+            }
+            "globalConcurrency" => {
+                let (_, admin) = self.open(queue).await?;
+                admin
+                    .set_global_concurrency(u32::try_from(number(step, "n").unwrap_or(0)).unwrap_or(0))
+                    .await?;
+                Ok(json!("ok"))
+            }
+            "globalRateLimit" => {
+                let (_, admin) = self.open(queue).await?;
+                let most = u32::try_from(number(step, "max").unwrap_or(0)).unwrap_or(0);
+                admin.set_global_rate_limit(most, span(step, "duration", 0)).await?;
+                Ok(json!("ok"))
+            }
+            "stalledSweep" => {
+                let keys = self.keys(queue)?;
+                let mut conn = self.conn().await?;
+                redis::cmd("DEL").arg(keys.stalled_check()).query_async::<()>(&mut conn).await?;
+                let worker = &self.scenario.worker_options;
+                let allowed = worker.get("maxStalledCount").and_then(Value::as_u64).unwrap_or(1);
+                let allowed = u32::try_from(allowed).unwrap_or(1);
+                let sweep =
+                    rescue_stalled(&mut conn, &keys, self.peer, self.clock.now(), STALLED_INTERVAL, allowed)
+                        .await?;
+                Ok(match sweep {
+                    Sweep::Rescued(ids) => ids.iter().map(|id| json!(mask(id.as_str()))).collect(),
+                    Sweep::NotOurTurn => json!([]),
+                })
+            }
+            "dropLock" => self.delete(self.keys(queue)?.lock(&id()?)).await,
+            "dropKey" => {
+                let key = format!("{}{}", self.keys(queue)?.base(), text(step, "key").unwrap_or_default());
+                self.delete(key).await
+            }
+            "removeDedupKey" => {
+                self.open(queue).await?;
+                self.delete(self.keys(queue)?.dedup(id()?.as_str())).await
+            }
+            "extendLock" => {
+                let held = [(id()?, LockToken::new(token))];
+                let keys = self.keys(queue)?;
+                let lost =
+                    extend_locks(&mut self.conn().await?, &keys, span(step, "duration", 30_000), &held)
+                        .await?;
+                Ok(json!(i64::from(lost.is_empty())))
+            }
+            "state" => {
+                let (_, admin) = self.open(queue).await?;
+                Ok(json!(admin.state(&id()?).await?.map_or("unknown", |s| s.as_str())))
+            }
+            "counts" => {
+                let (_, admin) = self.open(queue).await?;
+                let all = serde_json::to_value(admin.counts().await?)?;
+                let wanted = step.get("types").and_then(Value::as_array);
+                Ok(match wanted {
+                    Some(types) if !types.is_empty() => types
+                        .iter()
+                        .filter_map(Value::as_str)
+                        .map(|t| (t.to_owned(), all[t].clone()))
+                        .collect(),
+                    _ => all,
+                })
+            }
+            "rawcmd" => {
+                let args: Vec<String> = step
+                    .get("args")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .map(|a| a.as_str().map_or_else(|| js::stringify(a), ToOwned::to_owned))
+                    .collect();
+                let (name, rest) = args.split_first().ok_or_else(|| StepError::new("no command"))?;
+                let reply: redis::Value =
+                    redis::cmd(name).arg(rest).query_async(&mut self.conn().await?).await?;
+                Ok(dump::reply_to_json(&reply))
+            }
+            "dump" => Ok(json!({ "dump": dump::dump(self.redis).await? })),
+            other => Err(StepError::new(format!("operation {other} is not served yet"))),
+        }
+    }
+
+    async fn delete(&self, key: String) -> StepResult {
+        let deleted: i64 = redis::cmd("DEL").arg(key).query_async(&mut self.conn().await?).await?;
+        Ok(json!(deleted))
+    }
+}
+
+fn final_state(name: Option<&str>) -> FinalState {
+    if name == Some("completed") { FinalState::Completed } else { FinalState::Failed }
+}
+
+fn fetched_view(fetched: &Fetched) -> Value {
+    match fetched.jobs.first() {
+        Some(job) => view(job),
+        None => json!({ "none": true, "rateLimited": fetched.limited_for.is_some(),
+            "nextDelayed": fetched.next_due.map_or(0, |t| t.0) }),
+    }
+}
