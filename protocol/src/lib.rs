@@ -9,6 +9,7 @@
 //! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
 //! - [`payload`]: typed payloads of mPanel's queues
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
+//! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`outcome`]: the codes with which scripts refuse
 //!
 //! Delivery is at least once: a worker can die between an effect and its finish.
