@@ -15,6 +15,7 @@
 
 mod child;
 pub mod conformance;
+pub mod demo;
 mod error;
 pub mod node;
 mod pg_install;
