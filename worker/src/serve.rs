@@ -5,6 +5,7 @@ use futures_util::future::join_all;
 use mpanel_connect::{ConnectError, Redis};
 use mpanel_engine::{Engine, EngineError, Worker};
 use mpanel_protocol::{ids::Prefix, peer::Peer};
+use sd_notify::NotifyState;
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,7 @@ pub async fn serve(
         .collect::<Result<Vec<Worker>, EngineError>>()
         .map_err(of_engine)?;
     tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
+    tell_systemd(NotifyState::Ready);
 
     let empty = async {
         if drain {
@@ -62,6 +64,7 @@ pub async fn serve(
         () = stop.cancelled() => {}
         () = empty => tracing::info!("the queues are empty"),
     }
+    tell_systemd(NotifyState::Stopping);
     let grace = app.config.run.drain_timeout;
     let reports = join_all(workers.into_iter().map(|worker| worker.stop(grace))).await;
     let unfinished: usize = reports.iter().map(|report| report.unfinished).sum();
@@ -70,6 +73,13 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Outside systemd (no NOTIFY_SOCKET) nothing happens.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
 }
 
 fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Result<Worker, EngineError> {

@@ -53,14 +53,16 @@ pub fn table(rows: &[PodRow], stage: &Stage) -> String {
     table.to_string()
 }
 
-/// One line of figures: pods, guests on Proxmox, whether the books agree.
+/// One line of figures: pods, guests on Proxmox, faults overcome.
 #[must_use]
 pub fn summary(rows: &[PodRow], stage: &Stage) -> String {
     let active = rows.iter().filter(|r| r.status == "active").count();
     let retried = rows.iter().filter(|r| r.attempts.unwrap_or(0) > 1).count();
     let guests = stage.pve.guests().len();
+    let faults = faults_met(&stage.pve.requests()).len();
     format!(
-        "{active} of {} pods active, {retried} after more than one attempt; {guests} guests on Proxmox",
+        "{active} of {} pods active, {guests} guests on Proxmox; {faults} creations met a fault, {retried} needed a \
+         second attempt",
         rows.len()
     )
 }

@@ -60,15 +60,18 @@ impl Sources {
         sources
     }
 
-    /// `<NAME>_FILE` and `$CREDENTIALS_DIRECTORY/<name>` for each secret.
+    /// `<NAME>_FILE` and `$CREDENTIALS_DIRECTORY/<name>` for each secret; systemd's
+    /// credentials are named in lower case (`redis_password`).
     fn read_secret_files(&mut self) {
         let credentials = self.env.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         for setting in SETTINGS.iter().filter(|setting| setting.secret) {
             for variable in setting.variables() {
-                if let Some(path) = credentials.as_ref().map(|directory| directory.join(&variable))
-                    && path.is_file()
-                {
-                    self.read_secret(setting, &path, "CREDENTIALS_DIRECTORY");
+                for name in [variable.to_ascii_lowercase(), variable.clone()] {
+                    if let Some(path) = credentials.as_ref().map(|directory| directory.join(&name))
+                        && path.is_file()
+                    {
+                        self.read_secret(setting, &path, "CREDENTIALS_DIRECTORY");
+                    }
                 }
                 let file_variable = format!("{variable}_FILE");
                 if let Some(path) = self.env.get(&file_variable).map(PathBuf::from) {
@@ -80,6 +83,8 @@ impl Sources {
 
     fn read_secret(&mut self, setting: &Setting, path: &Path, origin: &str) {
         match std::fs::read_to_string(path) {
+            // An empty file says that there is none: Redis without a password.
+            Ok(text) if text.trim().is_empty() => {}
             Ok(text) => self.secret_files.push((
                 setting.key,
                 format!("{origin} ({})", path.display()),
