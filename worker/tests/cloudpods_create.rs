@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::*;
 use mpanel_testkit::pve::{Fault, FaultAction};
-use mpanel_worker::services::cloudpods::{Step, Verdict, reconcile_late_rows};
+use mpanel_worker::services::cloudpods::{Before, Step, Verdict, reconcile_late_rows};
 use serde_json::json;
 
 const LXC: &str = "/nodes/*/lxc";
@@ -19,12 +19,13 @@ async fn a_pod_is_created_end_to_end() {
     assert_eq!((result.success, result.vmid), (true, 121));
     let guest = world.sim.guest(121).unwrap();
     assert_eq!(guest.status, "running");
-    assert_eq!(guest.addresses, [result.ip.clone()]);
+    assert_eq!(guest.addresses.first(), Some(&result.ip));
     assert_eq!(guest.pool.as_deref(), Some("ClientPods"));
     assert_eq!((guest.cores, guest.memory, guest.disk_gib), (2, 2048, 20));
     let pod = world.one("SELECT status || ' ' || ip || ' ' || vmid FROM cloud_pods").await;
     assert_eq!(pod, format!("active {} 121", result.ip));
-    let job = format!("SELECT status || ' ' || (result ->> 'cloudPodId') FROM cloud_pod_jobs WHERE id = '{row}'");
+    let job =
+        format!("SELECT status || ' ' || (result ->> 'cloudPodId') FROM cloud_pod_jobs WHERE id = '{row}'");
     assert_eq!(world.one(&job).await, format!("success {}", result.cloud_pod_id));
     assert_eq!(world.one("SELECT count(*) FROM cloud_pod_jobs").await, "1");
     assert_eq!(world.one("SELECT string_agg(type, ',') FROM cloud_pod_events").await, "STATE_CHANGE");
@@ -46,7 +47,7 @@ async fn a_job_that_runs_again_after_its_commit_only_answers() {
     assert_eq!(world.sim.requests().len(), requests);
     assert_eq!(world.allocated().await, "2/2048/20");
     // Nor does a failure from outside undo it.
-    world.service.fail(&job("create-121-1"), &payload(121), "stalled").await.unwrap();
+    world.service.fail(&job("create-121-1"), Before::NeverRan, &payload(121), "stalled").await.unwrap();
     assert_eq!(world.one("SELECT status FROM cloud_pods").await, "active");
     assert_eq!(world.guests(), 1);
 }
@@ -94,7 +95,7 @@ async fn bad_input_fails_for_good_by_name_and_touches_nothing_on_proxmox() {
     assert_eq!(world.one("SELECT count(*) FROM cloud_pods").await, "0");
     assert_eq!(world.allocated().await, "0/0/0");
     // No JSON at all: the engine calls `fail` alone.
-    world.service.fail(&job("create-1-x"), &json!(null), "data is no JSON").await.unwrap();
+    world.service.fail(&job("create-1-x"), Before::NeverRan, &json!(null), "data is no JSON").await.unwrap();
 }
 
 #[tokio::test]
@@ -138,7 +139,11 @@ async fn twenty_at_once_never_overfill_a_node_nor_share_an_address() {
     let world = World::new().await;
     world.quota(-1, -1, -1, -1).await;
     world.execute("UPDATE cloud_pod_nodes SET total_memory_mb = 8192").await;
-    world.execute("INSERT INTO fleet_ip_pools (cluster_id, cidr, gateway) VALUES (1, '10.9.0.0/24', '10.9.0.1')").await;
+    world
+        .execute(
+            "INSERT INTO fleet_ip_pools (cluster_id, cidr, gateway) VALUES (1, '10.9.0.0/24', '10.9.0.1')",
+        )
+        .await;
     world.execute("INSERT INTO fleet_ips (pool_id, ip) SELECT 1, '10.9.0.10'::inet + n FROM generate_series(0, 19) n").await;
     let (job_ids, payloads): (Vec<_>, Vec<_>) =
         (0..20).map(|n| (format!("create-{n}-1"), payload(300 + n))).unzip();
@@ -203,7 +208,7 @@ async fn wrong_credentials_are_told_at_once_and_never_tried_again() {
     assert_eq!(error.verdict(), Verdict::Never);
     assert!(error.to_string().contains("PROXMOX_TOKEN_SECRET"), "{error}");
     assert!(world.sim.requests().len() <= 4, "{:?}", world.sim.requests());
-    wrong.fail(&job("create-121-1"), &payload(121), &error.to_string()).await.unwrap();
+    wrong.fail(&job("create-121-1"), Before::NeverRan, &payload(121), &error.to_string()).await.unwrap();
     assert_eq!(world.one("SELECT status FROM cloud_pod_jobs").await, "failed");
 }
 
@@ -211,18 +216,23 @@ async fn wrong_credentials_are_told_at_once_and_never_tried_again() {
 async fn a_failure_for_good_takes_everything_back() {
     let world = World::new().await;
     let start = "/nodes/*/lxc/*/status/start";
-    world.sim.add_fault(Fault::new("POST", start, FaultAction::TaskError).text("startup for container '121' failed"));
+    world.sim.add_fault(
+        Fault::new("POST", start, FaultAction::TaskError).text("startup for container '121' failed"),
+    );
     let reason = world.fails_for_good("create-121-1", &payload(121)).await;
     assert!(reason.contains("vzstart"), "{reason}");
     assert_eq!(world.guests(), 0);
     assert_eq!(world.allocated().await, "0/0/0");
     assert_eq!(world.one("SELECT status FROM cloud_pods").await, "failed");
-    assert_eq!(world.one("SELECT status || ' ' || (error IS NOT NULL) FROM cloud_pod_jobs").await, "failed true");
+    assert_eq!(
+        world.one("SELECT status || ' ' || (error IS NOT NULL) FROM cloud_pod_jobs").await,
+        "failed true"
+    );
     assert_eq!(world.one("SELECT string_agg(type, ',') FROM cloud_pod_events").await, "ERROR");
     assert_eq!(world.one("SELECT state FROM fleet_vmids").await, "cooldown");
     world.assert_sound();
     // It may run twice.
-    world.service.fail(&job("create-121-1"), &payload(121), &reason).await.unwrap();
+    world.service.fail(&job("create-121-1"), Before::NeverRan, &payload(121), &reason).await.unwrap();
     assert_eq!(world.one("SELECT count(*) FROM cloud_pod_events").await, "1");
     // An operator retries the job: the same row, the same VMID.
     world.sim.clear_faults();
@@ -239,7 +249,8 @@ async fn what_cannot_be_verified_stays_reserved() {
     world.sim.add_fault(Fault::new("POST", start, FaultAction::TaskError).text("failed"));
     let delete = "/nodes/*/lxc/*";
     world.sim.add_fault(
-        Fault::new("DELETE", delete, FaultAction::Status).status(500, "can't remove CT 121 - protection mode enabled"),
+        Fault::new("DELETE", delete, FaultAction::Status)
+            .status(500, "can't remove CT 121 - protection mode enabled"),
     );
     world.fails_for_good("create-121-1", &payload(121)).await;
     assert_eq!(world.guests(), 1);
@@ -261,7 +272,10 @@ async fn a_node_that_dies_in_mid_creation_costs_its_vmid_and_the_pod_moves() {
     let result = outcome.unwrap();
     assert_ne!(result.vmid, 121);
     assert_eq!(result.moved_from_vmid, Some(121));
-    assert_eq!(world.one("SELECT vmid || ' ' || status FROM cloud_pods").await, format!("{} active", result.vmid));
+    assert_eq!(
+        world.one("SELECT vmid || ' ' || status FROM cloud_pods").await,
+        format!("{} active", result.vmid)
+    );
     assert_eq!(world.one("SELECT state FROM fleet_vmids WHERE vmid = 121").await, "quarantined");
     let event = world.one("SELECT message FROM cloud_pod_events WHERE type = 'STATE_CHANGE'").await;
     assert!(event.contains("VMID 121 had to be given up"), "{event}");
@@ -305,15 +319,22 @@ async fn a_creation_may_be_dropped_at_every_step_and_goes_on() {
 async fn an_overtaken_attempt_sends_nothing_more() {
     let world = World::new().await;
     world.sim.add_fault(Fault::new("GET", "/nodes", FaultAction::DelayAfter).nth(1).ms(400));
-    let (data, id) = (payload(121), "create-121-1");
-    let slow = world.attempt(id, &data);
+    let (data, id, silent) = (payload(121), "create-121-1", silent());
+    let slow_job = job(id);
+    let slow = world.service.create(&slow_job, &data, &silent);
     let fast = async {
         tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         world.attempt(id, &data).await
     };
     let (slow, fast) = tokio::join!(slow, fast);
     assert!(fast.is_ok(), "{fast:?}");
-    assert!(slow.unwrap_err().to_string().contains("taken over"));
+    let error = slow.unwrap_err();
+    assert!(error.to_string().contains("taken over"), "{error}");
+    assert_eq!(error.verdict(), Verdict::Retry);
+    // Nor does its failure take the newer attempt's work away.
+    world.execute("DELETE FROM fleet_effect").await;
+    world.service.fail(&slow_job, Before::Ran, &data, "exhausted").await.unwrap();
+    assert_eq!(world.one("SELECT status FROM cloud_pods").await, "active");
     assert_eq!(world.guests(), 1);
     assert_eq!(world.allocated().await, "2/2048/20");
 }
@@ -322,7 +343,11 @@ async fn an_overtaken_attempt_sends_nothing_more() {
 async fn a_cancelled_job_does_not_start() {
     let world = World::new().await;
     let row = world.route_row("create-121-1", &payload(121)).await;
-    world.execute(&format!("UPDATE cloud_pod_jobs SET status = 'failed', error = 'Cancelled by admin' WHERE id = '{row}'")).await;
+    world
+        .execute(&format!(
+            "UPDATE cloud_pod_jobs SET status = 'failed', error = 'Cancelled by admin' WHERE id = '{row}'"
+        ))
+        .await;
     let reason = world.fails_for_good("create-121-1", &payload(121)).await;
     assert_eq!(reason, "Cancelled by admin");
     assert_eq!(world.mutations(), 0);

@@ -1,6 +1,8 @@
 //! Migrations on the database as mPanel left it: additive, repeatable, safe in
 //! parallel, and refused where the database is not mPanel's.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
 mod common;
 
 use mpanel_testkit::Postgres;
@@ -53,7 +55,8 @@ async fn mpanels_tables_are_left_as_they_were() {
 async fn the_phase_3_tables_are_made_where_they_are_missing() {
     let (options, db) = mpanel().await;
     let before = foreign_shape(&db).await;
-    let drop = "DROP TABLE cloud_pod_allocations, cloud_pod_nodes, cloud_pod_metrics, monitoring_service_status,
+    let drop =
+        "DROP TABLE cloud_pod_allocations, cloud_pod_nodes, cloud_pod_metrics, monitoring_service_status,
                 monitoring_slow_queries";
     sqlx::query(drop).execute(&db).await.unwrap();
     migrate::up(&options).await.unwrap();
