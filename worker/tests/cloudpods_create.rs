@@ -387,3 +387,40 @@ async fn a_static_address_is_kept_and_belongs_to_one_pod() {
     let result = world.attempt("create-0-1", &data).await.unwrap();
     assert_eq!(result.vmid, 100);
 }
+
+#[tokio::test]
+async fn the_handler_speaks_the_engines_language() {
+    use mpanel_engine::{
+        context::JobContext,
+        handler::{FinalCause, Handler, JobError},
+    };
+    use mpanel_protocol::ids::{JobId, QueueName};
+    use mpanel_worker::services::cloudpods::CreateHandler;
+
+    let world = World::new().await;
+    let handler = CreateHandler::new(world.service.clone());
+    let context = |id: &str, data: &serde_json::Value| {
+        let (queue, id) = (QueueName::new(QUEUE).unwrap(), JobId::stored(id));
+        JobContext::detached(queue, id, "create", 1, 2, &data.to_string())
+    };
+    let good = context("create-121-1", &payload(121));
+    assert_eq!(handler.run(&good, payload(121)).await.unwrap().vmid, 121);
+    let mut data = payload(122);
+    data["cores"] = json!(0);
+    let bad = context("create-122-1", &data);
+    let error = handler.run(&bad, data).await.unwrap_err();
+    assert!(matches!(error, JobError::Never { .. }), "{error}");
+    handler.on_failed(&bad, FinalCause::NeverRetry, error.reason()).await.unwrap();
+    let row = "SELECT status || ' ' || error FROM cloud_pod_jobs WHERE bull_job_id = 'create-122-1'";
+    assert_eq!(world.one(row).await, "failed Invalid payload: cores must be from 1 to 1024, is 0");
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_a_reason_to_try_again() {
+    let world = World::new().await;
+    let url = "postgres://fleet@127.0.0.1:1/none";
+    let service = service(url, &world.sim, world.sim.token_secret(), &[]);
+    let error = service.create(&job("create-121-1"), &payload(121), &silent()).await.unwrap_err();
+    assert!(matches!(error.verdict(), Verdict::RetryAfter(_)), "{error}");
+    assert_eq!(world.mutations(), 0);
+}

@@ -171,7 +171,13 @@ pub const SETTINGS: &[Setting] = &[
         "300",
         "how long running jobs may take to end after SIGTERM",
     ),
-    setting("log.level", None, Some("info"), "info,mpanel_worker=debug", "what to log (tracing filter)"),
+    setting(
+        "log.level",
+        Some("RUST_LOG"),
+        Some("info,sqlx=warn"),
+        "info,mpanel_worker=debug",
+        "what to log (tracing filter)",
+    ),
     setting("log.format", None, Some("text"), "json", "text or json"),
 ];
 
