@@ -10,6 +10,8 @@ CREATE TABLE IF NOT EXISTS fleet_job_fence (
   queue text NOT NULL,
   job_id text NOT NULL,
   fence bigint NOT NULL,
+  attempt integer NOT NULL,      -- which start took the fence (BullMQ's ats)
+  attempt_id text NOT NULL,      -- hash of its lock token: tells one start from another
   own_row_id uuid,               -- the cloud_pod_jobs row that we inserted, where mPanel had none yet
   outcome text CHECK (outcome IN ('success', 'failed')),
   outcome_json jsonb,            -- result of a success

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mpanel_protocol::payload::cloudpods::CREATE_QUEUE;
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -150,7 +150,16 @@ async fn wait_for_database(app: &App) -> Result<(), Failed> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(500);
     loop {
-        let error = match migrate::check_current(&app.db).await {
+        // A plain connection first: it fails at once, where the pool waits in silence.
+        let checked = match PgConnection::connect_with(&app.config.database.options).await {
+            Ok(connection) => {
+                // Only its success mattered.
+                let _ = connection.close().await;
+                migrate::check_current(&app.db).await
+            }
+            Err(error) => Err(migrate::Error::Unreachable(error)),
+        };
+        let error = match checked {
             Ok(()) => return Ok(()),
             Err(error @ (migrate::Error::Unreachable(_) | migrate::Error::Sql(_))) => error,
             Err(error) => return Err(error.into()),

@@ -1,6 +1,9 @@
 //! `mpanel-worker`: parse, configure, run, exit code.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use mpanel_worker::{
@@ -60,7 +63,10 @@ fn log(config: &LogConfig) -> Result<(), Failed> {
     let filter = EnvFilter::try_new(&config.filter).map_err(|error| {
         Failed::new(Exit::Configuration, format!("log.level `{}`: {error}", config.filter))
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if config.json {
         builder.json().init()
     } else {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::*;
 use mpanel_testkit::pve::{Fault, FaultAction};
-use mpanel_worker::services::cloudpods::{Step, Verdict, reconcile_late_rows};
+use mpanel_worker::services::cloudpods::{Before, Step, Verdict, reconcile_late_rows};
 use serde_json::json;
 
 const LXC: &str = "/nodes/*/lxc";
@@ -19,7 +19,7 @@ async fn a_pod_is_created_end_to_end() {
     assert_eq!((result.success, result.vmid), (true, 121));
     let guest = world.sim.guest(121).unwrap();
     assert_eq!(guest.status, "running");
-    assert_eq!(guest.addresses, [result.ip.clone()]);
+    assert_eq!(guest.addresses.first(), Some(&result.ip));
     assert_eq!(guest.pool.as_deref(), Some("ClientPods"));
     assert_eq!((guest.cores, guest.memory, guest.disk_gib), (2, 2048, 20));
     let pod = world.one("SELECT status || ' ' || ip || ' ' || vmid FROM cloud_pods").await;
@@ -47,7 +47,7 @@ async fn a_job_that_runs_again_after_its_commit_only_answers() {
     assert_eq!(world.sim.requests().len(), requests);
     assert_eq!(world.allocated().await, "2/2048/20");
     // Nor does a failure from outside undo it.
-    world.service.fail(&job("create-121-1"), &payload(121), "stalled").await.unwrap();
+    world.service.fail(&job("create-121-1"), Before::NeverRan, &payload(121), "stalled").await.unwrap();
     assert_eq!(world.one("SELECT status FROM cloud_pods").await, "active");
     assert_eq!(world.guests(), 1);
 }
@@ -95,7 +95,7 @@ async fn bad_input_fails_for_good_by_name_and_touches_nothing_on_proxmox() {
     assert_eq!(world.one("SELECT count(*) FROM cloud_pods").await, "0");
     assert_eq!(world.allocated().await, "0/0/0");
     // No JSON at all: the engine calls `fail` alone.
-    world.service.fail(&job("create-1-x"), &json!(null), "data is no JSON").await.unwrap();
+    world.service.fail(&job("create-1-x"), Before::NeverRan, &json!(null), "data is no JSON").await.unwrap();
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn wrong_credentials_are_told_at_once_and_never_tried_again() {
     assert_eq!(error.verdict(), Verdict::Never);
     assert!(error.to_string().contains("PROXMOX_TOKEN_SECRET"), "{error}");
     assert!(world.sim.requests().len() <= 4, "{:?}", world.sim.requests());
-    wrong.fail(&job("create-121-1"), &payload(121), &error.to_string()).await.unwrap();
+    wrong.fail(&job("create-121-1"), Before::NeverRan, &payload(121), &error.to_string()).await.unwrap();
     assert_eq!(world.one("SELECT status FROM cloud_pod_jobs").await, "failed");
 }
 
@@ -232,7 +232,7 @@ async fn a_failure_for_good_takes_everything_back() {
     assert_eq!(world.one("SELECT state FROM fleet_vmids").await, "cooldown");
     world.assert_sound();
     // It may run twice.
-    world.service.fail(&job("create-121-1"), &payload(121), &reason).await.unwrap();
+    world.service.fail(&job("create-121-1"), Before::NeverRan, &payload(121), &reason).await.unwrap();
     assert_eq!(world.one("SELECT count(*) FROM cloud_pod_events").await, "1");
     // An operator retries the job: the same row, the same VMID.
     world.sim.clear_faults();
@@ -319,15 +319,22 @@ async fn a_creation_may_be_dropped_at_every_step_and_goes_on() {
 async fn an_overtaken_attempt_sends_nothing_more() {
     let world = World::new().await;
     world.sim.add_fault(Fault::new("GET", "/nodes", FaultAction::DelayAfter).nth(1).ms(400));
-    let (data, id) = (payload(121), "create-121-1");
-    let slow = world.attempt(id, &data);
+    let (data, id, silent) = (payload(121), "create-121-1", silent());
+    let slow_job = job(id);
+    let slow = world.service.create(&slow_job, &data, &silent);
     let fast = async {
         tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         world.attempt(id, &data).await
     };
     let (slow, fast) = tokio::join!(slow, fast);
     assert!(fast.is_ok(), "{fast:?}");
-    assert!(slow.unwrap_err().to_string().contains("taken over"));
+    let error = slow.unwrap_err();
+    assert!(error.to_string().contains("taken over"), "{error}");
+    assert_eq!(error.verdict(), Verdict::Retry);
+    // Nor does its failure take the newer attempt's work away.
+    world.execute("DELETE FROM fleet_effect").await;
+    world.service.fail(&slow_job, Before::Ran, &data, "exhausted").await.unwrap();
+    assert_eq!(world.one("SELECT status FROM cloud_pods").await, "active");
     assert_eq!(world.guests(), 1);
     assert_eq!(world.allocated().await, "2/2048/20");
 }
@@ -379,4 +386,41 @@ async fn a_static_address_is_kept_and_belongs_to_one_pod() {
     data["vmid"] = json!(null);
     let result = world.attempt("create-0-1", &data).await.unwrap();
     assert_eq!(result.vmid, 100);
+}
+
+#[tokio::test]
+async fn the_handler_speaks_the_engines_language() {
+    use mpanel_engine::{
+        context::JobContext,
+        handler::{FinalCause, Handler, JobError},
+    };
+    use mpanel_protocol::ids::{JobId, QueueName};
+    use mpanel_worker::services::cloudpods::CreateHandler;
+
+    let world = World::new().await;
+    let handler = CreateHandler::new(world.service.clone());
+    let context = |id: &str, data: &serde_json::Value| {
+        let (queue, id) = (QueueName::new(QUEUE).unwrap(), JobId::stored(id));
+        JobContext::detached(queue, id, "create", 1, 2, &data.to_string())
+    };
+    let good = context("create-121-1", &payload(121));
+    assert_eq!(handler.run(&good, payload(121)).await.unwrap().vmid, 121);
+    let mut data = payload(122);
+    data["cores"] = json!(0);
+    let bad = context("create-122-1", &data);
+    let error = handler.run(&bad, data).await.unwrap_err();
+    assert!(matches!(error, JobError::Never { .. }), "{error}");
+    handler.on_failed(&bad, FinalCause::NeverRetry, error.reason()).await.unwrap();
+    let row = "SELECT status || ' ' || error FROM cloud_pod_jobs WHERE bull_job_id = 'create-122-1'";
+    assert_eq!(world.one(row).await, "failed Invalid payload: cores must be from 1 to 1024, is 0");
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_a_reason_to_try_again() {
+    let world = World::new().await;
+    let url = "postgres://fleet@127.0.0.1:1/none";
+    let service = service(url, &world.sim, world.sim.token_secret(), &[]);
+    let error = service.create(&job("create-121-1"), &payload(121), &silent()).await.unwrap_err();
+    assert!(matches!(error.verdict(), Verdict::RetryAfter(_)), "{error}");
+    assert_eq!(world.mutations(), 0);
 }

@@ -1,6 +1,8 @@
 //! Migrations on the database as mPanel left it: additive, repeatable, safe in
 //! parallel, and refused where the database is not mPanel's.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
 mod common;
 
 use mpanel_testkit::Postgres;

@@ -100,9 +100,9 @@ pub struct CreatePayload {
     /// Who asked, a user id or a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
-    /// A row of `cloud_pod_blueprints`.
+    /// A row of `cloud_pod_blueprints`, by its id or its slug.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub blueprint_id: Option<Uuid>,
+    pub blueprint_id: Option<String>,
     /// The plan it was sold as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan_id: Option<String>,
@@ -132,7 +132,7 @@ impl TryFrom<Value> for CreatePayload {
         let swap_mb = f.integer("swapMb");
         let region = f.text("region");
         let requested_by = f.text("requestedBy");
-        let blueprint_id = f.uuid("blueprintId");
+        let blueprint_id = f.text("blueprintId");
         let plan_id = f.text("planId");
         let kind = f.word("kind", PodKind::parse, PodKind::WORDS.trim_end());
         let decoded = (|| {

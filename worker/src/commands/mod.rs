@@ -37,7 +37,7 @@ fn note(text: &str) {
 /// Writes a table.
 fn print_table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -> Result<(), Failed> {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
     for row in rows {
         table.add_row(row);
     }

@@ -90,7 +90,7 @@ async fn add(db: &PgPool, args: &PoolAdd) -> Result<(), Failed> {
     if args.json {
         return print_json(&json!({ "version": 1, "id": id, "cidr": new.cidr }));
     }
-    note(&format!("pool {id} added: {} addresses of {}", new.count, new.cidr));
+    note(&format!("pool {id} of {} added; `cloudpods pools list` shows its addresses", new.cidr));
     Ok(())
 }
 

@@ -162,7 +162,7 @@ impl Config {
             layers.problem("log.format", "must be text or json");
         }
         let log = LogConfig {
-            filter: layers.text("log.level").unwrap_or("info").to_owned(),
+            filter: layers.text("log.level").unwrap_or("info,sqlx=warn").to_owned(),
             json: layers.text("log.format") == Some("json"),
         };
         match (database, cloudpods, run) {

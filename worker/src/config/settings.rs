@@ -173,7 +173,13 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("run.lock_ms", None, Some("30000"), "30000", "how long a job's lock lives without renewal"),
     setting("run.stalled_ms", None, Some("30000"), "30000", "how often jobs of dead workers are looked for"),
-    setting("log.level", None, Some("info"), "info,mpanel_worker=debug", "what to log (tracing filter)"),
+    setting(
+        "log.level",
+        Some("RUST_LOG"),
+        Some("info,sqlx=warn"),
+        "info,mpanel_worker=debug",
+        "what to log (tracing filter)",
+    ),
     setting("log.format", None, Some("text"), "json", "text or json"),
 ];
 

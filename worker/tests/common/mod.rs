@@ -2,9 +2,15 @@
 //! a Proxmox simulator that its nodes point to.
 
 // Each test binary uses a part of it, and none exports anything.
-#![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by several test binaries")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use mpanel_testkit::{
     Postgres,
@@ -14,7 +20,7 @@ use mpanel_worker::{
     adapters::{db, proxmox::Pve},
     config::{Config, Needs, Sources, database::connect_options},
     migrate,
-    services::cloudpods::{CreateError, CreateResult, CreateService, JobRef, Progress, Sites},
+    services::cloudpods::{Before, CreateError, CreateResult, CreateService, JobRef, Progress, Sites},
 };
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -94,9 +100,10 @@ impl World {
 
     /// An attempt that must be final: runs it and then what the engine runs.
     pub async fn fails_for_good(&self, job_id: &str, payload: &Value) -> String {
-        let error = self.attempt(job_id, payload).await.unwrap_err();
+        let job = job(job_id);
+        let error = self.service.create(&job, payload, &silent()).await.unwrap_err();
         let reason = error.to_string();
-        self.service.fail(&job(job_id), payload, &reason).await.unwrap();
+        self.service.fail(&job, Before::Ran, payload, &reason).await.unwrap();
         reason
     }
 
@@ -175,7 +182,14 @@ pub fn config(url: &str, sim: &PveSim, secret: &str, extra: &[(&str, &str)]) -> 
 }
 
 pub fn job(job_id: &str) -> JobRef {
-    JobRef { queue: QUEUE.to_owned(), job_id: job_id.to_owned(), attempt: 1, last_attempt: false }
+    static STARTS: AtomicU32 = AtomicU32::new(1);
+    let attempt = STARTS.fetch_add(1, Ordering::Relaxed);
+    JobRef {
+        queue: QUEUE.to_owned(),
+        job_id: job_id.to_owned(),
+        attempt,
+        attempt_id: format!("attempt-{attempt}"),
+    }
 }
 
 pub fn silent() -> Progress {

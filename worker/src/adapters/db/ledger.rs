@@ -21,8 +21,23 @@ pub struct Fence {
     pub number: i64,
 }
 
+/// A start of a job that wants the fence.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The job.
+    pub job_id: &'a str,
+    /// Which start this is.
+    pub attempt: u32,
+    /// Tells it from every other.
+    pub attempt_id: &'a str,
+}
+
 impl Fence {
-    fn lost(&self) -> DbError {
+    /// The error of an attempt that has been overtaken.
+    #[must_use]
+    pub fn lost(&self) -> DbError {
         DbError::Fenced { queue: self.queue.clone(), job_id: self.job_id.clone() }
     }
 }
@@ -70,18 +85,63 @@ impl StepRecord {
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn take_fence(pool: &PgPool, queue: &str, job_id: &str) -> Result<Fence, DbError> {
+pub async fn take_fence(pool: &PgPool, start: Start<'_>) -> Result<Fence, DbError> {
+    let Start { queue, job_id, attempt, attempt_id } = start;
     let number = sqlx::query_scalar(
-        "INSERT INTO fleet_job_fence (queue, job_id, fence) VALUES ($1, $2, 1)
-         ON CONFLICT (queue, job_id) DO UPDATE SET fence = fleet_job_fence.fence + 1
+        "INSERT INTO fleet_job_fence (queue, job_id, fence, attempt, attempt_id) VALUES ($1, $2, 1, $3, $4)
+         ON CONFLICT (queue, job_id) DO UPDATE
+         SET fence = fleet_job_fence.fence + 1, attempt = EXCLUDED.attempt, attempt_id = EXCLUDED.attempt_id
          RETURNING fence",
     )
     .bind(queue)
     .bind(job_id)
+    .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+    .bind(attempt_id)
     .fetch_one(pool)
     .await
     .attempting("take the job's fence")?;
     Ok(Fence { queue: queue.to_owned(), job_id: job_id.to_owned(), number })
+}
+
+/// As [`take_fence`], but only if no newer attempt has started: for what is
+/// done after an attempt, which may have been overtaken without noticing.
+/// (An attempt that could not even take its fence finds an older one here.)
+///
+/// # Errors
+/// [`DbError::Fenced`] when one has, else [`DbError::Sql`].
+pub async fn take_fence_if_latest(pool: &PgPool, start: Start<'_>) -> Result<Fence, DbError> {
+    let Start { queue, job_id, attempt, attempt_id } = start;
+    let newer: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM fleet_job_fence
+                        WHERE queue = $1 AND job_id = $2 AND attempt_id <> $4 AND attempt >= $3)",
+    )
+    .bind(queue)
+    .bind(job_id)
+    .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+    .bind(attempt_id)
+    .fetch_one(pool)
+    .await
+    .attempting("look for a newer attempt")?;
+    if newer {
+        return Err(DbError::Fenced { queue: queue.to_owned(), job_id: job_id.to_owned() });
+    }
+    take_fence(pool, start).await
+}
+
+/// Whether this attempt is still the latest.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn is_current(pool: &PgPool, fence: &Fence) -> Result<bool, DbError> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM fleet_job_fence WHERE queue = $1 AND job_id = $2 AND fence = $3)",
+    )
+    .bind(&fence.queue)
+    .bind(&fence.job_id)
+    .bind(fence.number)
+    .fetch_one(pool)
+    .await
+    .attempting("check the job's fence")
 }
 
 /// Locks the job's row for this transaction; first statement of every effect.

@@ -484,14 +484,16 @@ pub async fn event(
     .map(|_| ())
 }
 
-/// What a blueprint says; `None` when there is none of that id.
+/// The id of a blueprint and what it says; `None` when there is none of that id or slug.
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn blueprint(pool: &PgPool, id: Uuid) -> Result<Option<Value>, DbError> {
-    sqlx::query_scalar("SELECT spec FROM cloud_pod_blueprints WHERE id = $1")
-        .bind(id)
-        .fetch_optional(pool)
-        .await
-        .attempting("read the blueprint")
+pub async fn blueprint(pool: &PgPool, name: &str) -> Result<Option<(Uuid, Value)>, DbError> {
+    sqlx::query_as(
+        "SELECT id, spec FROM cloud_pod_blueprints WHERE id::text = lower($1) OR slug = $1 LIMIT 1",
+    )
+    .bind(name)
+    .fetch_optional(pool)
+    .await
+    .attempting("read the blueprint")
 }

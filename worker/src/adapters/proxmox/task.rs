@@ -13,8 +13,6 @@ use super::{
 
 const POLL_FIRST: Duration = Duration::from_millis(250);
 const POLL_MAX: Duration = Duration::from_secs(3);
-/// How long the API may be away while a task is watched.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How a task ended, as far as is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +65,17 @@ fn next_poll(last: Duration, random: f64) -> (Duration, Duration) {
 }
 
 impl PveClient {
-    /// Waits for a task to end, at most until `deadline`.
+    /// Waits for a task to end, at most until `deadline`; meanwhile the API may be
+    /// away for as long as `patience`.
     ///
     /// # Errors
     /// [`PveError`] when the API refuses us, or stays away too long to go on watching.
-    pub async fn wait_task(&self, upid: &Upid, deadline: Instant) -> Result<TaskEnd, PveError> {
+    pub async fn wait_task(
+        &self,
+        upid: &Upid,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<TaskEnd, PveError> {
         let mut base = POLL_FIRST;
         let mut wait = POLL_FIRST;
         let mut silent_since: Option<Instant> = None;
@@ -83,7 +87,7 @@ impl PveClient {
                 Err(error) if !error.class.is_transient() => return Err(error),
                 Err(error) => {
                     let since = *silent_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > SILENCE_MAX {
+                    if since.elapsed() > patience {
                         return Err(error);
                     }
                 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    CreateService, JobRef, KIND,
+    Before, CreateService, JobRef, KIND,
     error::CreateError,
     instance::Instance,
     plan::{Guest, Step},
@@ -30,8 +30,6 @@ use crate::adapters::{
 
 /// How long the whole clean-up on Proxmox may take before we stop guessing.
 const CLEANUP_DEADLINE: Duration = Duration::from_secs(15 * 60);
-/// How long an API that is away is waited for.
-const AWAY_DEADLINE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
 /// Longest reason that goes into rows.
 const REASON_MAX: usize = 4000;
@@ -42,8 +40,23 @@ impl CreateService {
     ///
     /// # Errors
     /// When the database does not answer: the caller tries again later.
-    pub async fn fail(&self, job: &JobRef, payload: &Value, reason: &str) -> Result<(), CreateError> {
-        let fence = ledger::take_fence(&self.db, &job.queue, &job.job_id).await?;
+    pub async fn fail(
+        &self,
+        job: &JobRef,
+        before: Before,
+        payload: &Value,
+        reason: &str,
+    ) -> Result<(), CreateError> {
+        let fence = match before {
+            Before::NeverRan => ledger::take_fence(&self.db, job.start()).await?,
+            Before::Ran => match ledger::take_fence_if_latest(&self.db, job.start()).await {
+                Err(DbError::Fenced { .. }) => {
+                    tracing::warn!(job = %job.job_id, "a newer attempt has taken over; its work is left alone");
+                    return Ok(());
+                }
+                taken => taken?,
+            },
+        };
         if ledger::effect(&self.db, &fence, super::EFFECT).await?.is_some() {
             tracing::warn!(job = %job.job_id, "the job is failed from outside, but its pod is active and stays");
             return Ok(());
@@ -63,6 +76,11 @@ impl CreateService {
             Some(instance) => Some(self.clean_up(&fence, instance).await?),
         };
         self.write_failure(&fence, payload, reason, instance.as_ref().zip(retired)).await
+    }
+
+    /// How long an API that is away is waited for.
+    fn away(&self) -> Duration {
+        self.settle * 2
     }
 
     /// Removes the guest if it is ours, and answers what is known of it.
@@ -110,18 +128,19 @@ impl CreateService {
         let node = &instance.spec.node_name;
         if unknown.is_some() {
             let since = started_s - 60;
-            let found = patiently(|| client.find_tasks(node, instance.vmid, "vzcreate", since)).await?;
+            let found =
+                patiently(self.away(), || client.find_tasks(node, instance.vmid, "vzcreate", since)).await?;
             tasks.extend(found.into_iter().filter(|task| !task.ended).map(|task| task.upid));
         }
         for task in tasks {
-            if matches!(client.wait_task(&task, deadline).await?, TaskEnd::Running) {
+            if matches!(client.wait_task(&task, deadline, self.away()).await?, TaskEnd::Running) {
                 return Ok(Retired::Quarantined);
             }
         }
         let (mut absent, mut stopped) = (0, false);
         let half_made_until = Instant::now() + self.settle;
         loop {
-            let (guest, at) = patiently(|| self.look(client, instance)).await?;
+            let (guest, at) = patiently(self.away(), || self.look(client, instance)).await?;
             match guest {
                 // Node and cluster both say so; twice, since the cluster's list lags.
                 Guest::Absent => absent += 1,
@@ -155,7 +174,8 @@ impl CreateService {
         stopped: &mut bool,
         deadline: Instant,
     ) -> Result<(), PveError> {
-        let running = patiently(|| client.container_status(node, instance.vmid)).await?.status == "running";
+        let running = patiently(self.away(), || client.container_status(node, instance.vmid)).await?.status
+            == "running";
         let outcome = if running && !*stopped {
             client.stop_container(node, instance.vmid).await
         } else {
@@ -163,7 +183,7 @@ impl CreateService {
         };
         match outcome {
             Outcome::Done(task) => {
-                let end = client.wait_task(&task, deadline).await?;
+                let end = client.wait_task(&task, deadline, self.away()).await?;
                 if let TaskEnd::Failed { text, .. } = end {
                     tracing::warn!(vmid = instance.vmid, %text, "clean-up task failed; looking again");
                 }
@@ -261,12 +281,12 @@ fn tenant_of(payload: &Value) -> Option<Uuid> {
     payload.get("tenantId")?.as_str().and_then(|text| Uuid::parse_str(text.trim()).ok())
 }
 
-/// Repeats a read while the API is away, for a minute.
-async fn patiently<T, F>(mut read: impl FnMut() -> F) -> Result<T, PveError>
+/// Repeats a read while the API is away, for a while.
+async fn patiently<T, F>(patience: Duration, mut read: impl FnMut() -> F) -> Result<T, PveError>
 where
     F: Future<Output = Result<T, PveError>>,
 {
-    let give_up = Instant::now() + AWAY_DEADLINE;
+    let give_up = Instant::now() + patience;
     loop {
         match read().await {
             Err(error) if error.class.is_transient() && Instant::now() < give_up => sleep(LOOK * 4).await,

@@ -62,7 +62,7 @@ impl CreateService {
         loop {
             let mut known = self.known(fence, instance, lost_at).await?;
             if let (Some(upid), None) = (&known.upid, known.lost_at) {
-                match client.wait_task(upid, deadline).await {
+                match client.wait_task(upid, deadline, self.settle).await {
                     Ok(TaskEnd::Ok) => {
                         self.created(fence, instance, None).await?;
                         return Ok(instance.spec.node_name.clone());

@@ -30,8 +30,8 @@ pub enum CreateError {
     #[error("Invalid payload: tenantId {0} is no tenant, or a deleted one")]
     UnknownTenant(Uuid),
     /// No such blueprint.
-    #[error("Invalid payload: blueprintId {0} is no blueprint")]
-    UnknownBlueprint(Uuid),
+    #[error("Invalid payload: blueprintId {0} is no blueprint, neither by id nor by slug")]
+    UnknownBlueprint(String),
     /// The blueprint does not say what it must.
     #[error("Invalid payload: blueprintId {id} names a blueprint whose spec.{field} {problem}")]
     BadBlueprint {

@@ -1,14 +1,16 @@
 //! The glue between the engine and [`CreateService`]: contexts, errors, progress.
 
+use std::sync::Arc;
+
 use mpanel_engine::{
     context::JobContext,
     handler::{BoxError, FinalCause, Handler, JobError},
 };
 use serde_json::{Value, json};
-use std::sync::Arc;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict};
+use super::{Before, CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict};
 
 /// Serves `cloudpods-create`.
 #[derive(Debug, Clone)]
@@ -62,8 +64,12 @@ impl Handler for CreateHandler {
 
     async fn on_failed(&self, ctx: &JobContext, cause: FinalCause, reason: &str) -> Result<(), BoxError> {
         let payload: Value = serde_json::from_str(ctx.data_json()).unwrap_or(Value::Null);
+        let before = match cause {
+            FinalCause::NeverRetry | FinalCause::Exhausted => Before::Ran,
+            FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
+        };
         tracing::info!(job = %ctx.id(), ?cause, reason, "creation failed for good");
-        Box::pin(self.service.fail(&job_ref(ctx), &payload, reason)).await?;
+        Box::pin(self.service.fail(&job_ref(ctx), before, &payload, reason)).await?;
         Ok(())
     }
 }
@@ -73,8 +79,13 @@ fn job_ref(ctx: &JobContext) -> JobRef {
         queue: ctx.queue().to_string(),
         job_id: ctx.id().to_string(),
         attempt: ctx.attempt(),
-        last_attempt: ctx.is_last_attempt(),
+        attempt_id: attempt_id(ctx.fencing_token().as_str()),
     }
+}
+
+/// A hash of the lock token: the token itself is a credential and stays in Redis.
+fn attempt_id(token: &str) -> String {
+    Sha256::digest(token.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn job_error(error: CreateError) -> JobError {

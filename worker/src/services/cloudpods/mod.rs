@@ -67,8 +67,28 @@ pub struct JobRef {
     pub job_id: String,
     /// Which attempt this is, from 1.
     pub attempt: u32,
-    /// Whether a failure of this attempt is final.
-    pub last_attempt: bool,
+    /// Tells this attempt from every other of the job.
+    pub attempt_id: String,
+}
+
+impl JobRef {
+    fn start(&self) -> ledger::Start<'_> {
+        ledger::Start {
+            queue: &self.queue,
+            job_id: &self.job_id,
+            attempt: self.attempt,
+            attempt_id: &self.attempt_id,
+        }
+    }
+}
+
+/// Whether [`CreateService::create`] ran before [`CreateService::fail`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// It did, in this attempt: which may have been overtaken since.
+    Ran,
+    /// It did not: the job is failed from outside, or cannot be read.
+    NeverRan,
 }
 
 /// What the job returns; mPanel's fields.
@@ -128,38 +148,57 @@ impl CreateService {
         payload: &Value,
         progress: &Progress,
     ) -> Result<CreateResult, CreateError> {
-        let fence = ledger::take_fence(&self.db, &job.queue, &job.job_id).await?;
-        if let Some(result) = ledger::effect(&self.db, &fence, EFFECT).await?
+        let fence = ledger::take_fence(&self.db, job.start()).await?;
+        let result = Box::pin(self.attempt(&fence, job, payload, progress)).await;
+        // What an overtaken attempt found is the work of the newer one, and no
+        // reason to fail the job.
+        if let Err(error) = &result
+            && error.verdict() == Verdict::Never
+            && !ledger::is_current(&self.db, &fence).await?
+        {
+            return Err(fence.lost().into());
+        }
+        result
+    }
+
+    async fn attempt(
+        &self,
+        fence: &Fence,
+        job: &JobRef,
+        payload: &Value,
+        progress: &Progress,
+    ) -> Result<CreateResult, CreateError> {
+        if let Some(result) = ledger::effect(&self.db, fence, EFFECT).await?
             && let Ok(result) = serde_json::from_value(result)
         {
             return Ok(result);
         }
         progress(Step::Reserve);
         let spec = payload::parse(payload)?;
-        self.adopt_job_row(&fence, job, payload, spec.tenant_id).await?;
-        let mut instance = match pods::live_instance(&self.db, &fence).await? {
+        self.adopt_job_row(fence, job, payload, spec.tenant_id).await?;
+        let mut instance = match pods::live_instance(&self.db, fence).await? {
             Some(row) => readable(row)?,
             None => {
                 // A guest that an earlier attempt had to give up keeps its VMID.
-                let moved_from = pods::quarantined_vmid(&self.db, &fence).await?;
-                self.reserve(&fence, Wanted { spec: &spec, moved_from }).await?
+                let moved_from = pods::quarantined_vmid(&self.db, fence).await?;
+                self.reserve(fence, Wanted { spec: &spec, moved_from }).await?
             }
         };
         let mut moves = 0;
         loop {
-            match Box::pin(self.make(&fence, &instance, progress)).await {
+            match Box::pin(self.make(fence, &instance, progress)).await {
                 Ok(ip) => {
                     progress(Step::Commit);
-                    return self.commit(&fence, &instance, &ip, spec.requested_by.as_deref()).await;
+                    return self.commit(fence, &instance, &ip, spec.requested_by.as_deref()).await;
                 }
                 Err(CreateError::GivenUp { why, may_exist, .. }) if moves < MOVES_MAX => {
                     moves += 1;
                     let how = if may_exist { Retired::Quarantined } else { Retired::NeverMade };
                     tracing::error!(job = %job.job_id, vmid = instance.vmid, %why, "VMID given up; the pod moves");
-                    self.give_up(&fence, &instance, &why, how).await?;
+                    self.give_up(fence, &instance, &why, how).await?;
                     // A VMID that never had a guest is still the payload's.
                     let moved_from = may_exist.then_some(instance.row.vmid);
-                    instance = self.reserve(&fence, Wanted { spec: &spec, moved_from }).await?;
+                    instance = self.reserve(fence, Wanted { spec: &spec, moved_from }).await?;
                 }
                 Err(error) => return Err(error),
             }

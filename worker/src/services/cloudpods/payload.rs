@@ -46,8 +46,8 @@ pub struct CreateSpec {
     pub region: Option<String>,
     /// Who asked.
     pub requested_by: Option<String>,
-    /// Its blueprint.
-    pub blueprint_id: Option<Uuid>,
+    /// Its blueprint, by id or slug.
+    pub blueprint: Option<String>,
     /// The plan it was sold as.
     pub plan_id: Option<String>,
     /// Container or machine, if the payload says.
@@ -104,7 +104,11 @@ fn check(payload: CreatePayload) -> Result<CreateSpec, PayloadError> {
             problem("region", "must be at most 64 letters, digits, `-`, `_`, `.`".to_owned());
         }
     }
-    for (field, text) in [("requestedBy", &payload.requested_by), ("planId", &payload.plan_id)] {
+    for (field, text) in [
+        ("requestedBy", &payload.requested_by),
+        ("planId", &payload.plan_id),
+        ("blueprintId", &payload.blueprint_id),
+    ] {
         if text.as_ref().is_some_and(|text| text.len() > 200 || text.chars().any(char::is_control)) {
             problem(field, "must be at most 200 bytes without control characters".to_owned());
         }
@@ -137,7 +141,7 @@ fn check(payload: CreatePayload) -> Result<CreateSpec, PayloadError> {
         disk_gb,
         region: payload.region,
         requested_by: payload.requested_by,
-        blueprint_id: payload.blueprint_id,
+        blueprint: payload.blueprint_id,
         plan_id: payload.plan_id,
         kind: payload.kind,
     })

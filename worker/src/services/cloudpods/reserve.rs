@@ -38,6 +38,7 @@ pub(super) struct Wanted<'a> {
 /// What the blueprint and the configuration add to the payload.
 struct Defaults {
     template: String,
+    blueprint_id: Option<Uuid>,
 }
 
 impl CreateService {
@@ -87,8 +88,12 @@ impl CreateService {
     async fn defaults_of(&self, spec: &CreateSpec) -> Result<Defaults, CreateError> {
         let mut template = self.defaults.template.clone();
         let mut kind = spec.kind.map(|kind| kind.as_str().to_owned());
-        if let Some(id) = spec.blueprint_id {
-            let blueprint = pods::blueprint(&self.db, id).await?.ok_or(CreateError::UnknownBlueprint(id))?;
+        let mut blueprint_id = None;
+        if let Some(name) = &spec.blueprint {
+            let (id, blueprint) = pods::blueprint(&self.db, name)
+                .await?
+                .ok_or_else(|| CreateError::UnknownBlueprint(name.clone()))?;
+            blueprint_id = Some(id);
             if let Some(text) = text_of(&blueprint, id, "ostemplate")? {
                 template = text;
             }
@@ -99,7 +104,7 @@ impl CreateService {
         if kind.is_some_and(|kind| kind != "lxc") {
             return Err(CreateError::KindNotOffered);
         }
-        Ok(Defaults { template })
+        Ok(Defaults { template, blueprint_id })
     }
 
     async fn reserve_once(
@@ -161,7 +166,7 @@ impl CreateService {
             spec: serde_json::to_value(&instance_spec).unwrap_or(Value::Null),
             api_url: Some(node.api_url.clone()),
         };
-        self.write(&mut tx, fence, spec, &row, &instance_spec).await?;
+        self.write(&mut tx, fence, spec, &row, &instance_spec, defaults.blueprint_id).await?;
         db::commit(tx).await?;
         ledger::record_step(&self.db, fence, generation, Step::Reserve.as_str(), "done", None, None).await?;
         let vmid = u32::try_from(vmid).unwrap_or_default();
@@ -175,6 +180,7 @@ impl CreateService {
         spec: &CreateSpec,
         row: &InstanceRow,
         instance: &InstanceSpec,
+        blueprint_id: Option<Uuid>,
     ) -> Result<(), CreateError> {
         let ip = match &instance.net {
             Net::Static { ip, .. } => Some(ip.as_str()),
@@ -195,7 +201,7 @@ impl CreateService {
             storage: &instance.storage,
             bridge: &instance.bridge,
             plan: spec.plan_id.as_ref().map(|plan| json!({ "planId": plan })),
-            blueprint_id: spec.blueprint_id,
+            blueprint_id,
         };
         pods::upsert(tx, &pod).await?;
         pods::insert_instance(tx, fence, row, (pod.cores, pod.memory_mb, pod.disk_gb)).await?;

@@ -80,7 +80,7 @@ impl CreateService {
             }
             // Starting twice is harmless: the second is told that it runs already.
             match self.send_start(fence, instance, client, node).await? {
-                Sent::Task(upid) => match client.wait_task(&upid, deadline).await? {
+                Sent::Task(upid) => match client.wait_task(&upid, deadline, self.settle).await? {
                     TaskEnd::Failed { text, log } => {
                         let again = soon_again(crate::adapters::proxmox::classify_text(&text));
                         let failure =
