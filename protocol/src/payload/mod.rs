@@ -10,5 +10,7 @@
 pub mod cloudpods;
 mod fields;
 pub mod guardian;
+mod kinds;
 
 pub use fields::{FieldProblem, Fields, PayloadError};
+pub use kinds::MpanelJob;
