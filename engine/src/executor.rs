@@ -37,7 +37,7 @@ pub(crate) enum Done {
     /// Write this.
     Finish(Finish),
     /// The lock is gone: another worker may have the job, nothing is written.
-    LockLost(mpanel_protocol::ids::JobId),
+    LockLost(mpanel_protocol::ids::JobId, LockToken),
 }
 
 /// Runs one attempt to its end.
@@ -61,7 +61,7 @@ pub(crate) async fn run_attempt(
             }
             _ => {
                 tracing::warn!("lock lost while the attempt ran; its outcome is not written");
-                Done::LockLost(id)
+                Done::LockLost(id, token)
             }
         }
     }

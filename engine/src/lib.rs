@@ -34,12 +34,14 @@
 //! - [`admin`]: looking at queues and managing them
 //!
 //! Inside, one duty a file: `pump` (finish and fetch), `executor` (one attempt),
-//! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs).
+//! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs),
+//! `giveback` (jobs whose fetch was answered to nobody).
 
 pub mod admin;
 pub mod context;
 mod engine;
 mod executor;
+mod giveback;
 pub mod handler;
 mod locks;
 mod marker;

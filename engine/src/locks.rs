@@ -35,6 +35,15 @@ struct Held {
     proven: Instant,
     cancel: CancellationToken,
     lost: Arc<AtomicBool>,
+    /// The attempt is over; its outcome is on its way, and ends the lock.
+    ended: bool,
+}
+
+impl Held {
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
+    }
 }
 
 /// The locks of one worker.
@@ -120,9 +129,11 @@ impl LockKeeper {
         for (id, token) in asked {
             let Some(held) = ring.held.get_mut(id).filter(|h| h.token == *token) else { continue };
             if lost.contains(id) {
-                tracing::warn!(queue = %ring.keys.queue(), job.id = %id, "lock lost; the attempt is cancelled");
-                held.lost.store(true, Ordering::Relaxed);
-                held.cancel.cancel();
+                // Of an attempt that is over it says only that its outcome arrived first.
+                if !held.ended {
+                    tracing::warn!(queue = %ring.keys.queue(), job.id = %id, "lock lost; the attempt is cancelled");
+                }
+                held.lose();
                 ring.held.remove(id);
             } else {
                 held.proven = at;
@@ -141,8 +152,7 @@ impl LockKeeper {
             let expired = now.duration_since(held.proven) > lock;
             if expired {
                 tracing::warn!(%queue, job.id = %id, "lock not renewed until it expired; the attempt is cancelled");
-                held.lost.store(true, Ordering::Relaxed);
-                held.cancel.cancel();
+                held.lose();
             }
             !expired
         });
@@ -163,7 +173,11 @@ impl LockRing {
         let mut rings = self.keeper.rings();
         let Some(ring) = rings.get_mut(&self.id) else { return };
         let was_empty = ring.held.is_empty();
-        ring.held.insert(id, Held { token, proven: asked_at, cancel, lost });
+        let held = Held { token, proven: asked_at, cancel, lost, ended: false };
+        if let Some(former) = ring.held.insert(id, held) {
+            // The job was started anew, so the lock of the attempt before is gone.
+            former.lose();
+        }
         let due = asked_at + ring.lock / 2;
         if was_empty || due < ring.due {
             ring.due = due;
@@ -172,9 +186,20 @@ impl LockRing {
         }
     }
 
-    /// The attempt is over; its lock is renewed no more.
-    pub(crate) fn release(&self, id: &JobId) {
-        if let Some(ring) = self.keeper.rings().get_mut(&self.id) {
+    /// The attempt is over; its lock is renewed until its outcome is written.
+    pub(crate) fn ended(&self, id: &JobId, token: &LockToken) {
+        if let Some(ring) = self.keeper.rings().get_mut(&self.id)
+            && let Some(held) = ring.held.get_mut(id).filter(|h| h.token == *token)
+        {
+            held.ended = true;
+        }
+    }
+
+    /// The lock with this token is renewed no more; a later attempt's is.
+    pub(crate) fn release(&self, id: &JobId, token: &LockToken) {
+        if let Some(ring) = self.keeper.rings().get_mut(&self.id)
+            && ring.held.get(id).is_some_and(|h| h.token == *token)
+        {
             ring.held.remove(id);
         }
     }

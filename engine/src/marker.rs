@@ -3,13 +3,19 @@
 //!
 //! Who pops a marker must fetch; the pump does, even with no slot free.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mpanel_connect::Redis;
 use mpanel_protocol::{ids::Prefix, keys::QueueKeys, time::TimestampMs};
 use redis::aio::MultiplexedConnection;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 
 /// Longest block; BullMQ's drainDelay.
 pub(crate) const BLOCK_MAX: Duration = Duration::from_secs(5);
@@ -42,11 +48,60 @@ pub(crate) fn client_name(prefix: &Prefix, keys: &QueueKeys, worker: Option<&str
     }
 }
 
-/// Answers each request to wait with one [`Wake`]; ends with its requests.
-pub(crate) async fn wait_for_markers(
+/// The pump's side of the wait. Dropped, it ends the connection at once, so that
+/// no marker is taken for a worker that is gone.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    /// Each request, how long to wait at most, is answered by one wake.
+    pub(crate) requests: mpsc::Sender<Duration>,
+    pub(crate) wakes: mpsc::Receiver<Wake>,
+    /// CLIENT ID of the waiting connection; 0 while there is none.
+    client: Arc<AtomicI64>,
+    task: AbortHandle,
+}
+
+impl Waiter {
+    /// Starts waiting on request for the marker `key`.
+    pub(crate) fn start(redis: Redis, key: String, client_name: String) -> Self {
+        let (requests, asked) = mpsc::channel(1);
+        let (wake, wakes) = mpsc::channel(1);
+        let client = Arc::new(AtomicI64::new(0));
+        let listener = Listener { redis, key, client_name, client: client.clone() };
+        let task = tokio::spawn(wait_for_markers(listener, asked, wake)).abort_handle();
+        Self { requests, wakes, client, task }
+    }
+
+    /// Asks the server to end the wait that is under way, if one is.
+    pub(crate) async fn call_back(&self, redis: &Redis) {
+        let client = self.client.load(Ordering::Relaxed);
+        if client == 0 {
+            return;
+        }
+        let Ok(mut shared) = redis.shared().await else { return };
+        let unblock = redis::cmd("CLIENT").arg("UNBLOCK").arg(client).query_async(&mut shared.conn).await;
+        if let Err::<i64, _>(error) = unblock {
+            redis.report(&shared, &error).await;
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the waiting task needs.
+struct Listener {
     redis: Redis,
     key: String,
     client_name: String,
+    client: Arc<AtomicI64>,
+}
+
+/// Answers each request to wait with one [`Wake`]; ends with its requests.
+async fn wait_for_markers(
+    listener: Listener,
     mut requests: mpsc::Receiver<Duration>,
     wakes: mpsc::Sender<Wake>,
 ) {
@@ -54,14 +109,19 @@ pub(crate) async fn wait_for_markers(
     let mut pause = PAUSE_MIN;
     while let Some(longest) = requests.recv().await {
         let block = longest.clamp(BLOCK_MIN, BLOCK_MAX);
-        let wake = match pop(&redis, &mut conn, &client_name, &key, block).await {
+        let wake = match listener.pop(&mut conn, block).await {
             Ok(wake) => {
                 pause = PAUSE_MIN;
                 wake
             }
             Err(error) => {
-                tracing::debug!(key, error, "waiting for work failed; the connection is replaced");
+                tracing::debug!(
+                    key = listener.key,
+                    error,
+                    "waiting for work failed; the connection is replaced"
+                );
                 conn = None;
+                listener.client.store(0, Ordering::Relaxed);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
                 Wake::Broken
@@ -73,29 +133,32 @@ pub(crate) async fn wait_for_markers(
     }
 }
 
-async fn pop(
-    redis: &Redis,
-    slot: &mut Option<MultiplexedConnection>,
-    client_name: &str,
-    key: &str,
-    block: Duration,
-) -> Result<Wake, String> {
-    let conn = match slot {
-        Some(conn) => conn,
-        None => {
-            let fresh = redis.dedicated(Some(client_name), BLOCK_MAX + GRACE).await;
-            slot.insert(fresh.map_err(|e| e.to_string())?)
-        }
-    };
-    let popped: Option<(String, String, f64)> = redis::cmd("BZPOPMIN")
-        .arg(key)
-        .arg(block.as_secs_f64())
-        .query_async(conn)
-        .await
-        .map_err(|e| e.to_string())?;
-    #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
-    let wake = popped.map_or(Wake::TimedOut, |(_, _, score)| Wake::Marker(TimestampMs(score.ceil() as i64)));
-    Ok(wake)
+impl Listener {
+    async fn pop(&self, slot: &mut Option<MultiplexedConnection>, block: Duration) -> Result<Wake, String> {
+        let conn = match slot {
+            Some(conn) => conn,
+            None => slot.insert(self.connect().await?),
+        };
+        let popped: Option<(String, String, f64)> = redis::cmd("BZPOPMIN")
+            .arg(&self.key)
+            .arg(block.as_secs_f64())
+            .query_async(conn)
+            .await
+            .map_err(|e| e.to_string())?;
+        #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
+        let wake =
+            popped.map_or(Wake::TimedOut, |(_, _, score)| Wake::Marker(TimestampMs(score.ceil() as i64)));
+        Ok(wake)
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, String> {
+        let fresh = self.redis.dedicated(Some(&self.client_name), BLOCK_MAX + GRACE).await;
+        let mut conn = fresh.map_err(|e| e.to_string())?;
+        // Only a stop needs it; without the permission it does without.
+        let id = redis::cmd("CLIENT").arg("ID").query_async::<i64>(&mut conn).await;
+        self.client.store(id.unwrap_or(0), Ordering::Relaxed);
+        Ok(conn)
+    }
 }
 
 #[cfg(test)]

@@ -25,13 +25,14 @@ use mpanel_protocol::{
     time::TimestampMs,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     task::{AbortHandle, JoinSet},
 };
 
 use crate::{
     executor::{Done, run_attempt},
-    marker::{BLOCK_MAX, Wake},
+    giveback::give_back,
+    marker::{BLOCK_MAX, Waiter, Wake},
     worker::{Shared, WorkerStats},
 };
 
@@ -42,6 +43,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a worker stays away from a queue whose keys it cannot use.
 const CORRUPT_PAUSE: Duration = Duration::from_secs(5);
+/// How often, and how far apart, a stop asks the waiter to end its wait.
+const CALLS_BACK: u32 = 20;
+const CALL_BACK_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait at the end of a stop for jobs that are being given back.
+const GIVE_BACK_GRACE: Duration = Duration::from_secs(2);
 
 /// When the next fetch makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +71,12 @@ struct Outgoing {
 /// The loop and its state.
 pub(crate) struct Pump {
     shared: Arc<Shared>,
-    wait: mpsc::Sender<Duration>,
-    wakes: mpsc::Receiver<Wake>,
+    waiter: Waiter,
     stats: watch::Sender<WorkerStats>,
     counters: WorkerStats,
     attempts: JoinSet<Done>,
-    running: HashMap<tokio::task::Id, (JobId, AbortHandle)>,
+    running: HashMap<tokio::task::Id, (JobId, LockToken, AbortHandle)>,
+    given_back: JoinSet<()>,
     outgoing: Vec<Outgoing>,
     fetch: Fetch,
     waiting: bool,
@@ -82,20 +88,15 @@ pub(crate) struct Pump {
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 impl Pump {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        wait: mpsc::Sender<Duration>,
-        wakes: mpsc::Receiver<Wake>,
-        stats: watch::Sender<WorkerStats>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, waiter: Waiter, stats: watch::Sender<WorkerStats>) -> Self {
         Self {
             shared,
-            wait,
-            wakes,
+            waiter,
             stats,
             counters: WorkerStats::default(),
             attempts: JoinSet::new(),
             running: HashMap::new(),
+            given_back: JoinSet::new(),
             outgoing: Vec::new(),
             fetch: Fetch::Now,
             waiting: false,
@@ -131,12 +132,38 @@ impl Pump {
             self.publish();
             self.rest(stopping, slots).await;
         }
-        if self.waiting {
-            // A marker may have been taken on our behalf just now: put it back.
-            self.exchange(0, LockToken::new("none")).await;
-        }
+        self.end_wait().await;
+        // Given back or not, their locks expire and the jobs are rescued.
+        let _ = tokio::time::timeout(GIVE_BACK_GRACE, async {
+            while self.given_back.join_next().await.is_some() {}
+        })
+        .await;
         self.shared.locks.close();
         self.running.len()
+    }
+
+    /// Nothing may be taken from the marker on our behalf any more, and what was
+    /// taken is put back for the others.
+    async fn end_wait(&mut self) {
+        if !self.waiting {
+            return;
+        }
+        for _ in 0..CALLS_BACK {
+            self.waiter.call_back(&self.shared.engine.redis).await;
+            // cancel-safe: a wake that is not taken stays in the channel.
+            if tokio::time::timeout(CALL_BACK_PAUSE, self.waiter.wakes.recv()).await.is_ok() {
+                break;
+            }
+        }
+        self.restore_marker().await;
+    }
+
+    /// A fetch for no slot puts the marker back for the others, if there is work.
+    async fn restore_marker(&mut self) {
+        if let Err(error) = self.call(&[], 0, &LockToken::new("none")).await {
+            // They look by themselves before long.
+            tracing::debug!(queue = %self.shared.keys.queue(), %error, "the marker could not be put back");
+        }
     }
 
     fn retrying(&self) -> bool {
@@ -158,6 +185,7 @@ impl Pump {
         match ended {
             Ok((task, Done::Finish(finish))) => {
                 self.running.remove(&task);
+                self.shared.locks.ended(&finish.id, &finish.token);
                 match finish.transition {
                     Transition::Complete { .. } => self.counters.completed += 1,
                     Transition::Fail { .. } | Transition::RetryNow { .. } | Transition::RetryLater { .. } => {
@@ -167,14 +195,14 @@ impl Pump {
                 }
                 self.outgoing.push(Outgoing { finish, uncertain: false });
             }
-            Ok((task, Done::LockLost(id))) => {
+            Ok((task, Done::LockLost(id, token))) => {
                 self.running.remove(&task);
-                self.shared.locks.release(&id);
+                self.shared.locks.release(&id, &token);
             }
             // Only a stop aborts attempts; a panic inside one is an outcome already.
             Err(error) => {
-                if let Some((id, _)) = self.running.remove(&error.id()) {
-                    self.shared.locks.release(&id);
+                if let Some((id, token, _)) = self.running.remove(&error.id()) {
+                    self.shared.locks.release(&id, &token);
                     tracing::error!(job.id = %id, %error, "an attempt broke off; the job will be rescued");
                 }
             }
@@ -190,7 +218,7 @@ impl Pump {
             let now = self.shared.engine.now();
             let block = due.map_or(BLOCK_MAX, |due| now.until(due).min(BLOCK_MAX));
             // One request at a time; the waiter has taken the one before.
-            self.waiting = self.wait.try_send(block).is_ok();
+            self.waiting = self.waiter.requests.try_send(block).is_ok();
         }
         let not_before = match self.fetch {
             Fetch::NotBefore(at) => Some(at),
@@ -200,7 +228,8 @@ impl Pump {
         // cancel-safe: every branch only waits; what it yields is handled after it.
         tokio::select! {
             Some(ended) = self.attempts.join_next_with_id() => self.take_in(ended),
-            Some(wake) = self.wakes.recv() => self.woken(wake, slots).await,
+            Some(wake) = self.waiter.wakes.recv() => self.woken(wake, slots).await,
+            Some(_) = self.given_back.join_next() => {}
             () = until(not_before), if not_before.is_some() => self.fetch = Fetch::Now,
             () = stop.cancelled(), if !stopping => {}
         }
@@ -210,19 +239,12 @@ impl Pump {
         self.waiting = false;
         let now = self.shared.engine.now();
         match wake {
-            Wake::Marker(at) if at > now && slots > 0 => self.fetch = Fetch::OnMarker { due: Some(at) },
-            Wake::Marker(_) if slots == 0 => {
-                // The marker was taken on our behalf while the last slots filled up:
-                // a fetch for no slot puts it back for the others.
-                let token = LockToken::new("none");
-                self.exchange(0, token).await;
-                self.fetch = Fetch::Now;
-            }
-            Wake::Marker(_) | Wake::TimedOut | Wake::Broken => {
-                if !matches!(self.fetch, Fetch::NotBefore(_)) {
-                    self.fetch = Fetch::Now;
-                }
-            }
+            // The marker was taken on our behalf while the last slots filled up.
+            Wake::Marker(_) if slots == 0 => self.restore_marker().await,
+            // A limit or a failure is waited out; the fetch after it sees all there is.
+            _ if matches!(self.fetch, Fetch::NotBefore(_)) => {}
+            Wake::Marker(at) if at > now => self.fetch = Fetch::OnMarker { due: Some(at) },
+            Wake::Marker(_) | Wake::TimedOut | Wake::Broken => self.fetch = Fetch::Now,
         }
     }
 
@@ -244,7 +266,7 @@ impl Pump {
                     self.fetched(fetched, slots, &token, now);
                 }
             }
-            Err(error) => self.call_failed(error, batch).await,
+            Err(error) => self.call_failed(error, batch, (slots > 0).then_some(token)).await,
         }
     }
 
@@ -277,7 +299,7 @@ impl Pump {
 
     fn written(&self, outgoing: &Outgoing, refusal: Option<Refusal>) {
         let id = &outgoing.finish.id;
-        self.shared.locks.release(id);
+        self.shared.locks.release(id, &outgoing.finish.token);
         let Some(refusal) = refusal else { return };
         let gone = matches!(refusal, Refusal::MissingLock | Refusal::MissingJob | Refusal::NotInState);
         if outgoing.uncertain && gone {
@@ -314,11 +336,17 @@ impl Pump {
         self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancelled.clone(), lost.clone());
         let handle =
             self.attempts.spawn(run_attempt(self.shared.clone(), job, token.clone(), cancelled, lost));
-        self.running.insert(handle.id(), (id, handle));
+        self.running.insert(handle.id(), (id, token.clone(), handle));
     }
 
     /// Nothing is lost: outcomes stay and are written again, fetches come later.
-    async fn call_failed(&mut self, error: ScriptError, mut batch: Vec<Outgoing>) {
+    /// `fetching` is the token of a fetch that was part of the call.
+    async fn call_failed(
+        &mut self,
+        error: ScriptError,
+        mut batch: Vec<Outgoing>,
+        fetching: Option<LockToken>,
+    ) {
         let queue = self.shared.keys.queue();
         let transient = match &error {
             ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
@@ -327,6 +355,9 @@ impl Pump {
         if transient {
             tracing::warn!(%queue, %error, outcomes = batch.len(), "Redis did not take the call; trying again");
             let uncertain = !error.is_not_done();
+            if uncertain && let Some(token) = fetching {
+                self.given_back.spawn(give_back(self.shared.clone(), token));
+            }
             batch.iter_mut().for_each(|o| o.uncertain |= uncertain);
             batch.append(&mut self.outgoing);
             self.outgoing = batch;
@@ -339,8 +370,10 @@ impl Pump {
         // one broken job does not hold up the rest.
         tracing::error!(%queue, %error, "a key of this queue is not as BullMQ leaves it");
         let alone = batch.len() == 1;
-        for outgoing in batch {
+        for mut outgoing in batch {
             let id = outgoing.finish.id.clone();
+            // The script may have come that far before it met the broken key.
+            outgoing.uncertain = true;
             let outcome = if alone {
                 Err(ScriptError::Encoding(error.to_string()))
             } else {
@@ -351,7 +384,7 @@ impl Pump {
                     self.written(&outgoing, finished.results.into_iter().next().and_then(Result::err))
                 }
                 Err(error) => {
-                    self.shared.locks.release(&id);
+                    self.shared.locks.release(&id, &outgoing.finish.token);
                     tracing::error!(%queue, job.id = %id, %error, "the job's outcome cannot be written; its keys need a look");
                 }
             }
@@ -361,6 +394,7 @@ impl Pump {
 
     fn publish(&mut self) {
         self.counters.active = self.running.len();
+        self.counters.unwritten = self.outgoing.len();
         self.counters.idle = self.running.is_empty() && self.outgoing.is_empty() && self.last_fetch_empty;
         let counters = self.counters;
         self.stats.send_if_modified(|seen| {
@@ -373,7 +407,7 @@ impl Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
-        for (_, handle) in self.running.values() {
+        for (_, _, handle) in self.running.values() {
             handle.abort();
         }
     }

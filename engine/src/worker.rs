@@ -3,17 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use mpanel_protocol::{calls::fetch::RateLimit, keys::QueueKeys, options::KeepJobs};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::{EngineError, EngineInner},
     handler::Handler,
     locks::LockRing,
-    marker::{client_name, wait_for_markers},
+    marker::{Waiter, client_name},
     outcome::{BackoffStrategy, OutcomePolicy},
     pump::Pump,
     rescuer::rescue_for_ever,
@@ -213,6 +210,8 @@ impl WorkerBuilder {
 pub struct WorkerStats {
     /// Jobs that run now.
     pub active: usize,
+    /// Attempts that have ended and whose outcome is not written yet.
+    pub unwritten: usize,
     /// Attempts that completed.
     pub completed: u64,
     /// Attempts that failed, for good or to be tried again.
@@ -233,31 +232,18 @@ pub struct Worker {
 /// How a stop went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopReport {
-    /// Jobs that did not finish in time. They were given back where their handler
-    /// ended on cancellation, else their locks expire and they are rescued.
+    /// Jobs whose handler ignored its cancellation, or whose outcome could not be
+    /// written: their locks expire and they are rescued. A job whose handler ended
+    /// on cancellation went back in line and is not counted.
     pub unfinished: usize,
 }
 
 impl Worker {
     fn start(shared: Arc<Shared>) -> Self {
-        let (wait, requests) = mpsc::channel(1);
-        let (wakes, wake) = mpsc::channel(1);
         let name = client_name(&shared.engine.prefix, &shared.keys, shared.name.as_deref());
-        let waiter = tokio::spawn(wait_for_markers(
-            shared.engine.redis.clone(),
-            shared.keys.marker(),
-            name,
-            requests,
-            wakes,
-        ));
+        let waiter = Waiter::start(shared.engine.redis.clone(), shared.keys.marker(), name);
         let (publish, stats) = watch::channel(WorkerStats::default());
-        let pump = Pump::new(shared.clone(), wait, wake, publish);
-        let pump = tokio::spawn(async move {
-            let unfinished = pump.run().await;
-            // Its connection may be in the middle of a block; nothing is lost by ending it.
-            waiter.abort();
-            unfinished
-        });
+        let pump = tokio::spawn(Pump::new(shared.clone(), waiter, publish).run());
         let rescuer = tokio::spawn(rescue_for_ever(shared.clone()));
         tracing::info!(queue = %shared.keys.queue(), concurrency = shared.concurrency, "worker started");
         Self { shared, pump: Some(pump), rescuer, stats }
@@ -302,7 +288,8 @@ impl Worker {
                     Ok(ended) => ended.unwrap_or(0),
                     Err(_) => {
                         pump.abort();
-                        self.stats.borrow().active
+                        let stats = self.stats();
+                        stats.active + stats.unwritten
                     }
                 }
             }

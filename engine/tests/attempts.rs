@@ -1,6 +1,8 @@
 //! What becomes of a job: completed, retried, failed for good.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod common;
+
 use std::{
     sync::{
         Arc,
@@ -9,50 +11,17 @@ use std::{
     time::Duration,
 };
 
-use mpanel_connect::Redis;
+use common::{Bench, PATIENCE};
 use mpanel_engine::{
-    Engine, Handler, JobContext, JobError,
-    admin::{Counts, QueueAdmin},
+    Handler, JobContext, JobError,
+    admin::Counts,
     handler::{BoxError, FinalCause},
     handler_fn,
 };
-use mpanel_producer::{Backoff, BulkJob, EnqueueOptions, Prefix, Producer, QueueName};
-use mpanel_protocol::{ids::JobId, peer::Peer};
-use mpanel_testkit::{RedisServer, eventually};
+use mpanel_producer::{Backoff, BulkJob, EnqueueOptions};
+use mpanel_protocol::ids::JobId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Bench {
-    server: RedisServer,
-    engine: Engine,
-    producer: Producer,
-}
-
-impl Bench {
-    async fn start() -> Self {
-        let server = RedisServer::start().await.unwrap();
-        let engine = Engine::connect(&server.url()).await.unwrap();
-        let producer = Producer::connect(&server.url()).await.unwrap();
-        Self { server, engine, producer }
-    }
-
-    fn admin(&self, queue: &str) -> QueueAdmin {
-        let redis = Redis::open(&self.server.url()).unwrap();
-        QueueAdmin::new(redis, &Prefix::default(), &QueueName::new(queue).unwrap(), Peer::V5)
-    }
-
-    async fn counts_become(&self, queue: &str, expected: Counts) {
-        let admin = self.admin(queue);
-        eventually("the queue's counts", PATIENCE, || async {
-            let counts = admin.counts().await.map_err(|e| e.to_string())?;
-            if counts == expected { Ok(()) } else { Err(format!("{counts:?}")) }
-        })
-        .await
-        .unwrap();
-    }
-}
 
 #[derive(Serialize, Deserialize)]
 struct Number {

@@ -18,6 +18,7 @@ trimEvents(q)
 local rescued = {}
 local suspects = call("SMEMBERS", P .. "stalled")
 if #suspects > 0 then
+  call("LLEN", targetList(q)) -- fails before anything is moved when it is no list
   call("DEL", P .. "stalled")
   for i = 1, #suspects do
     local id = suspects[i]

@@ -57,6 +57,8 @@ export function operations(connection) {
     const opened = quiet(`events ${r.queue}`, new (lib(r).QueueEvents)(r.queue, { ...settings(r), lastEventId: last?.[0] ?? '0-0' }));
     const journal = new Journal(), emit = opened.emit.bind(opened);
     opened.emit = (event, args, id) => {
+      // `drained` has no fields: its only argument is the entry's id.
+      if (event === 'drained') journal.push({ event, id: args });
       if (args && typeof args === 'object' && !(args instanceof Error)) journal.push({ event, id, jobId: args.jobId, args });
       return emit(event, args, id);
     };

@@ -47,13 +47,17 @@ local function promoteDue(q, now)
   local due = call("ZRANGEBYSCORE", q.P .. "delayed", 0, (now + 1) * 4096 - 1, "LIMIT", 0, PROMOTE_MAX)
   local n = #due
   if n == 0 then return 0 end
+  -- Fails here, before anything is written, when a key has a wrong type.
+  call("LLEN", targetList(q))
+  call("ZCARD", q.P .. "prioritized")
+  call("XLEN", q.events)
   call("ZREM", q.P .. "delayed", unpack(due))
   local plain = {}
   for i = 1, n do
     local id = due[i]
     local key = q.P .. id
-    local f = call("HMGET", key, "priority", "name")
-    if f[2] then
+    local f = redis.pcall("HMGET", key, "priority", "name")
+    if not f.err and f[2] then
       local priority = tonumber(f[1]) or 0
       if priority > 0 then
         call("ZADD", q.P .. "prioritized", priorityScore(q, priority), id)

@@ -38,6 +38,13 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     return { {}, 0, 0, {} }
   end
 
+  -- A key of a wrong type must fail the call before the first id leaves its list:
+  -- a script that fails half way is not undone.
+  call("LLEN", base .. "active")
+  call("ZCARD", base .. "prioritized")
+  call("ZCARD", base .. "marker")
+  call("XLEN", q.events)
+
   local ids = call("RPOP", base .. "wait", slots) or {}
   local legacy = false
   for i = 1, #ids do
@@ -68,8 +75,8 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
   for i = 1, #ids do
     local id = ids[i]
     local key = base .. id
-    local f = call("HMGET", key, unpack(FIELDS))
-    if f[1] or f[3] then
+    local f = redis.pcall("HMGET", key, unpack(FIELDS))
+    if not f.err and (f[1] or f[3]) then
       local ats = (tonumber(f[6]) or 0) + 1
       call("SET", key .. ":lock", token, "PX", lockMs)
       if worker then

@@ -1,0 +1,88 @@
+//! A wire between an engine and Redis that loses an answer when told to.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+
+/// Listens on a port of its own; every connection leads to the same server.
+#[derive(Clone)]
+pub struct Wire {
+    pub port: u16,
+    armed: Arc<AtomicBool>,
+    lost: Arc<Notify>,
+}
+
+impl Wire {
+    pub async fn to(server_port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let wire = Self { port, armed: Arc::default(), lost: Arc::default() };
+        let made = wire.clone();
+        // Ends with the test's runtime.
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await {
+                    tokio::spawn(made.clone().carry(client, server));
+                }
+            }
+        });
+        wire
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// The next script call reaches the server; its answer is lost, and the
+    /// connection with it.
+    pub fn lose_next_answer(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until an answer was lost.
+    pub async fn lost(&self) {
+        tokio::time::timeout(super::PATIENCE, self.lost.notified()).await.expect("no answer was lost");
+    }
+
+    async fn carry(self, client: TcpStream, server: TcpStream) {
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let doomed = Arc::new(AtomicBool::new(false));
+        let (armed, doom) = (self.armed.clone(), doomed.clone());
+        let up = async move {
+            let mut bytes = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
+                if bytes[..n].windows(7).any(|w| w == b"EVALSHA") && armed.swap(false, Ordering::SeqCst) {
+                    doom.store(true, Ordering::SeqCst);
+                }
+                if to_server.write_all(&bytes[..n]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let down = async move {
+            let mut bytes = vec![0; 1 << 16];
+            while let Ok(n @ 1..) = from_server.read(&mut bytes).await {
+                if doomed.load(Ordering::SeqCst) {
+                    self.lost.notify_one();
+                    break;
+                }
+                if to_client.write_all(&bytes[..n]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        // cancel-safe: the end of either direction is the end of the connection.
+        tokio::select! {
+            () = up => {}
+            () = down => {}
+        }
+    }
+}
