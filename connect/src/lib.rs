@@ -6,6 +6,8 @@
 //! knows no queue and no script, and decides no retry: callers know what is safe
 //! to repeat.
 
+#![warn(missing_docs)]
+
 mod clock;
 mod error;
 mod redis_handle;

@@ -37,6 +37,8 @@
 //! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs),
 //! `giveback` (jobs whose fetch was answered to nobody).
 
+#![warn(missing_docs)]
+
 pub mod admin;
 pub mod context;
 mod engine;

@@ -25,6 +25,8 @@
 //! fails with [`EnqueueError::Unknown`] the job may or may not be there; with an id
 //! of your own ([`EnqueueOptions::job_id`]) the call can simply be made again.
 
+#![warn(missing_docs)]
+
 mod batch;
 mod error;
 mod options;

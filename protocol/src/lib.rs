@@ -7,12 +7,15 @@
 //!
 //! - [`ids`], [`keys`], [`time`]: validated names, key names, times
 //! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
+//! - [`score`]: how sorted sets order jobs
 //! - [`payload`]: typed payloads of mPanel's queues
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
 //! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`outcome`]: the codes with which scripts refuse
 //!
 //! Delivery is at least once: a worker can die between an effect and its finish.
+
+#![warn(missing_docs)]
 
 pub mod backoff;
 pub mod calls;
@@ -24,6 +27,7 @@ pub mod options;
 pub mod outcome;
 pub mod payload;
 pub mod peer;
+pub mod score;
 pub mod script;
 pub mod state;
 pub mod time;
