@@ -1,6 +1,6 @@
 //! `make bench`: mpanel-fleet beside npm bullmq on one private Redis.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use mpanel_bench::{
@@ -53,7 +53,8 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
         return Err(format!("no case has such a name; there are {}", names.join(", ")).into());
     }
     let redis = RedisServer::builder().appendonly(false).start().await?;
-    let conn = redis::Client::open(redis.url())?.get_multiplexed_async_connection().await?;
+    // Emptying a server with many jobs takes its time.
+    let conn = mpanel_connect::Redis::open(&redis.url())?.dedicated(None, Duration::from_secs(60)).await?;
     let mut meter = Meter::new(conn).await?;
     let sides = [Adapter::node(&cli.bullmq, &redis.url()).await?, Adapter::fleet(&redis.url()).await?];
     progress(&format!(
