@@ -18,6 +18,9 @@
 //! Calls made at the same time travel together; an idle producer adds no wait.
 //! [`QueueProducer::enqueue_bulk`] sends thousands of jobs in one round trip.
 //!
+//! mPanel's own jobs are typed: [`Producer::enqueue`] takes a payload of
+//! [`payload`] and knows queue, name, options and a readable id for it.
+//!
 //! What is promised: a job whose enqueue was acknowledged is in Redis. When a call
 //! fails with [`EnqueueError::Unknown`] the job may or may not be there; with an id
 //! of your own ([`EnqueueOptions::job_id`]) the call can simply be made again.
@@ -26,12 +29,14 @@ mod batch;
 mod error;
 mod options;
 mod producer;
+mod typed;
 
 pub use error::EnqueueError;
 pub use mpanel_protocol::{
     backoff::Backoff,
     ids::{JobId, Prefix, QueueName},
     options::{JobOptions, KeepJobs, KeepPolicy},
+    payload::{self, MpanelJob},
     peer::Peer,
 };
 pub use options::{EnqueueOptions, validate};

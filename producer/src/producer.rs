@@ -1,6 +1,9 @@
 //! The handles a caller holds: [`Producer`] for a Redis, [`QueueProducer`] for a queue.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::{
@@ -34,6 +37,8 @@ pub struct Producer {
     peer: Peer,
     clock: Arc<dyn Clock>,
     size_limit: usize,
+    /// Handles for [`Producer::enqueue`], so that its calls travel together.
+    pub(crate) handles: Arc<Mutex<HashMap<&'static str, QueueProducer>>>,
 }
 
 /// Settings of a [`Producer`].
@@ -99,6 +104,7 @@ impl ProducerBuilder {
             peer: self.peer,
             clock,
             size_limit: self.size_limit,
+            handles: Arc::default(),
         })
     }
 }
@@ -151,7 +157,7 @@ impl Producer {
 pub struct QueueProducer {
     queue: QueueName,
     inbox: mpsc::Sender<Pending>,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     size_limit: usize,
 }
 

@@ -107,13 +107,14 @@ local function finish(item, key, f, set)
       call("HSET", key, unpack(fields))
       if f[7] then call("HDEL", key, "defa") end
     end
-    if keeping and (keeping[1] ~= set or keeping[2] ~= item[6] or keeping[3] ~= item[7]) then
+    local count, age, limit = item[6] or nil, item[7] or nil, item[8] or nil
+    if keeping and (keeping[1] ~= set or keeping[2] ~= count or keeping[3] ~= age) then
       settleRetention()
     end
     local list = added[set]
     list[#list + 1] = now
     list[#list + 1] = id
-    if item[6] or item[7] then keeping = { set, item[6] or nil, item[7] or nil, item[8] or nil } end
+    if count or age then keeping = { set, count, age, limit } end
   end
   if set == "completed" then
     call("XADD", q.events, "*", "event", "completed", "jobId", id, "returnvalue", text, "prev", "active")

@@ -7,7 +7,9 @@
 //!
 //! - [`ids`], [`keys`], [`time`]: validated names, key names, times
 //! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
+//! - [`payload`]: typed payloads of mPanel's queues
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
+//! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`outcome`]: the codes with which scripts refuse
 //!
 //! Delivery is at least once: a worker can die between an effect and its finish.
@@ -20,6 +22,7 @@ pub mod keys;
 pub mod lenient;
 pub mod options;
 pub mod outcome;
+pub mod payload;
 pub mod peer;
 pub mod script;
 pub mod state;

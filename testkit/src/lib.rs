@@ -15,12 +15,14 @@
 
 mod child;
 pub mod conformance;
+pub mod demo;
 mod error;
 pub mod node;
 mod pg_install;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod pve;
 pub mod redis_server;
 pub mod wait;
 

@@ -1,0 +1,4 @@
+//! The outside world: Proxmox and Postgres. Adapters never import services.
+
+pub mod db;
+pub mod proxmox;

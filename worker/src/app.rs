@@ -1,0 +1,252 @@
+//! `run`: wiring. Waits for what must be there, checks what must be right,
+//! builds the handlers, serves them.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use mpanel_protocol::payload::cloudpods::CREATE_QUEUE;
+use sqlx::{Connection as _, PgConnection, PgPool};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    adapters::{
+        db::{self, nodes},
+        proxmox::Pve,
+    },
+    config::{Config, ProxmoxConfig, RedisConfig, RunConfig},
+    exit::{Exit, Failed},
+    migrate,
+    serve::serve,
+    services::cloudpods::{self, CreateHandler, CreateService, Sites},
+};
+
+/// Longest pause between two looks at a database that is away.
+const WAIT_MAX: Duration = Duration::from_secs(15);
+/// How often rows are reconciled that mPanel inserts after it has enqueued.
+const RECONCILE: Duration = Duration::from_secs(5);
+
+/// Everything that handlers are built from.
+#[derive(Debug)]
+pub struct App {
+    /// The configuration.
+    pub config: Config,
+    /// Redis.
+    pub redis: RedisConfig,
+    /// Postgres; connects when it is needed.
+    pub db: PgPool,
+    /// Proxmox.
+    pub sites: Sites,
+    /// How long a Proxmox request of unknown outcome may still take effect.
+    pub settle: Duration,
+}
+
+/// A queue that can be served.
+#[derive(Debug)]
+pub struct QueueService {
+    /// The queue.
+    pub queue: &'static str,
+    /// The job's name.
+    pub job_name: &'static str,
+    /// Jobs at once.
+    pub concurrency: u32,
+    /// What serves it.
+    pub handler: ServiceHandler,
+}
+
+/// The handlers; one variant a kind of job, since their types differ.
+#[derive(Debug)]
+pub enum ServiceHandler {
+    /// Creates pods.
+    CloudpodsCreate(CreateHandler),
+}
+
+impl App {
+    /// Builds the clients. Opens no connection.
+    ///
+    /// # Errors
+    /// Exit 78 when the configuration cannot be used.
+    pub fn new(config: Config) -> Result<Self, Failed> {
+        let missing = |what: &str| Failed::new(Exit::Configuration, format!("{what} is not configured"));
+        let redis = config.redis.clone().ok_or_else(|| missing("Redis"))?;
+        let proxmox: ProxmoxConfig = config.proxmox.clone().ok_or_else(|| missing("Proxmox"))?;
+        let sites = Sites::new(Pve::new(&proxmox)?, &proxmox);
+        let db = db::pool(config.database.options.clone(), config.database.max_connections);
+        Ok(Self { config, redis, db, sites, settle: proxmox.settle })
+    }
+}
+
+/// The queues that this process serves.
+///
+/// # Errors
+/// Exit 78 when a queue is named that we do not know.
+pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
+    let RunConfig { queues, concurrency, .. } = &app.config.run;
+    let create =
+        CreateService::new(app.db.clone(), app.sites.clone(), app.config.cloudpods.clone(), app.settle);
+    let mut all = vec![QueueService {
+        queue: CREATE_QUEUE,
+        job_name: "create",
+        // mPanel's own figure for this queue.
+        concurrency: concurrency.unwrap_or(2),
+        handler: ServiceHandler::CloudpodsCreate(CreateHandler::new(create)),
+    }];
+    let Some(wanted) = queues else { return Ok(all) };
+    let known: Vec<&str> = all.iter().map(|service| service.queue).collect();
+    let unknown: Vec<&str> =
+        wanted.iter().map(String::as_str).filter(|queue| !known.contains(queue)).collect();
+    if !unknown.is_empty() {
+        return Err(Failed::new(
+            Exit::Configuration,
+            format!(
+                "--queues names {}, which this version does not serve; it serves {}",
+                unknown.join(", "),
+                known.join(", ")
+            ),
+        ));
+    }
+    all.retain(|service| wanted.iter().any(|queue| queue == service.queue));
+    Ok(all)
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// With the exit code of what made it impossible.
+pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
+    let app = App::new(config)?;
+    let services = services(&app)?;
+    let stop = CancellationToken::new();
+    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let result = tokio::select! {
+        // cancel-safe: nothing but looking happens before serving.
+        () = stop.cancelled() => Ok(()),
+        ready = ready(&app) => match ready {
+            Ok(()) => {
+                let reconciler = tokio::spawn(reconcile(app.db.clone(), stop.clone()));
+                let served = Box::pin(serve(&app, services, drain, &stop)).await;
+                stop.cancel();
+                // It ends by the token; a panic in it has been printed.
+                let _ = reconciler.await;
+                served
+            }
+            Err(failed) => Err(failed),
+        },
+    };
+    signals.abort();
+    app.db.close().await;
+    result
+}
+
+/// Waits for the database, then checks it and Proxmox.
+async fn ready(app: &App) -> Result<(), Failed> {
+    wait_for_database(app).await?;
+    check_proxmox(app).await
+}
+
+async fn wait_for_database(app: &App) -> Result<(), Failed> {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(500);
+    loop {
+        // A plain connection first: it fails at once, where the pool waits in silence.
+        let checked = match PgConnection::connect_with(&app.config.database.options).await {
+            Ok(connection) => {
+                // Only its success mattered.
+                let _ = connection.close().await;
+                migrate::check_current(&app.db).await
+            }
+            Err(error) => Err(migrate::Error::Unreachable(error)),
+        };
+        let error = match checked {
+            Ok(()) => return Ok(()),
+            Err(error @ (migrate::Error::Unreachable(_) | migrate::Error::Sql(_))) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let failed = Failed::from(error);
+        // Wrong credentials do not become right by waiting.
+        if matches!(failed.exit, Exit::Permission | Exit::Configuration) {
+            return Err(failed);
+        }
+        tracing::warn!(
+            waited_s = started.elapsed().as_secs(),
+            next_try_s = pause.as_secs_f32(),
+            "waiting for Postgres (DATABASE_URL): {failed}"
+        );
+        sleep(pause).await;
+        pause = (pause * 2).min(WAIT_MAX);
+    }
+}
+
+/// Asks each node's API whether it takes our token. One that is away is no
+/// reason not to start; one that refuses us is.
+async fn check_proxmox(app: &App) -> Result<(), Failed> {
+    let nodes = nodes::all(&app.db).await?;
+    if nodes.is_empty() {
+        tracing::warn!(
+            "cloud_pod_nodes is empty: no pod can be placed; see `mpanel-worker cloudpods nodes add --help`"
+        );
+    }
+    let mut bases = BTreeSet::new();
+    for node in nodes.iter().filter(|node| node.provider.eq_ignore_ascii_case("proxmox")) {
+        match app.sites.base(&node.api_url) {
+            Ok(base) => {
+                bases.insert(base);
+            }
+            Err(problem) => tracing::warn!(node = %node.name, "api_url {problem}; the node is passed over"),
+        }
+    }
+    // With PROXMOX_API_URL set the check needs no node.
+    if let Ok(base) = app.sites.base("") {
+        bases.insert(base);
+    }
+    for base in bases {
+        match app.sites.at(&base).check().await {
+            Ok(()) => tracing::info!(api = %base, "Proxmox takes our token"),
+            Err(error) if error.class.is_configuration() => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(api = %base, %error, "Proxmox does not answer yet; jobs will be retried")
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Brings job rows up to date that mPanel inserted after it had enqueued.
+async fn reconcile(db: PgPool, stop: CancellationToken) {
+    loop {
+        match cloudpods::reconcile_late_rows(&db).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "late job rows brought up to date"),
+            Err(error) => tracing::warn!(%error, "job rows not reconciled; trying again"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(RECONCILE) => {}
+        }
+    }
+}
+
+/// Cancels the token at the first SIGTERM or Ctrl-C; leaves at the second.
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be handled; only SIGKILL will stop this process");
+        return;
+    };
+    for round in 0.. {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if round > 0 {
+            tracing::warn!("second signal: leaving at once; running jobs are rescued by the stalled check");
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        }
+        tracing::info!("stopping: no new jobs, running ones may end; signal again to leave at once");
+        stop.cancel();
+    }
+}

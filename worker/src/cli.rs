@@ -1,0 +1,280 @@
+//! The command line: what can be said, and the help that teaches it. What the
+//! commands do is in [`crate::commands`] and [`crate::app`].
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// mPanel's fleet: workers beside mPanel's own, on the same Redis and Postgres.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mpanel-worker",
+    version,
+    about,
+    long_about = "mPanel's fleet: workers beside mPanel's own, on the same Redis and Postgres.\n\n\
+        First time:\n  \
+        export DATABASE_URL=postgresql://mpanel:password@127.0.0.1:5432/mpanel\n  \
+        export REDIS_HOST=127.0.0.1 PROXMOX_TOKEN_ID='mpanel@pve!fleet' PROXMOX_TOKEN_SECRET=…\n  \
+        mpanel-worker check-config      # what is set, from where\n  \
+        mpanel-worker migrate           # adds our tables, changes none of mPanel's\n  \
+        mpanel-worker run --queues cloudpods-create\n\n\
+        Settings: built-in default < /etc/mpanel/fleet.toml < environment < flag.\n\
+        Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 do something else first, 69 service\n\
+        unreachable, 75 try later, 77 credentials or privileges, 78 configuration, 130 interrupted."
+)]
+pub struct Cli {
+    /// Read this configuration file instead of /etc/mpanel/fleet.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to log, such as `debug` or `info,mpanel_worker=trace`
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve queues until told to stop
+    #[command(
+        long_about = "Serve queues until SIGTERM or Ctrl-C; running jobs are then given time to end, a \
+        second signal stops at once.\n\nExample: mpanel-worker run --queues cloudpods-create --concurrency 4"
+    )]
+    Run(RunArgs),
+    /// Bring the database up to date (additive; safe to run twice and by several at once)
+    #[command(
+        long_about = "Bring the database of DATABASE_URL up to date. Adds tables that begin with fleet_ and, \
+        where mPanel has not made them, the five Phase 3 tables; changes no table of mPanel's. A database without \
+        mPanel's tables is refused.\n\nExample: mpanel-worker migrate && mpanel-worker migrate status"
+    )]
+    Migrate(MigrateArgs),
+    /// Nodes and address pools of CloudPods
+    #[command(subcommand)]
+    Cloudpods(Cloudpods),
+    /// Check the configuration and show where each value comes from
+    #[command(
+        long_about = "Check the configuration without using the network, and show each value with its origin; \
+        secrets are not shown. Every problem is reported at once; then the exit code is 78.\n\n\
+        Example: mpanel-worker check-config --config ./fleet.toml"
+    )]
+    CheckConfig(JsonArgs),
+}
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Queues to serve, comma list; all that we know when absent
+    #[arg(long, value_name = "A,B")]
+    pub queues: Option<String>,
+    /// Refuse to start while Node workers serve the same queues
+    #[arg(long)]
+    pub exclusive: bool,
+    /// Jobs at once in each queue; mPanel's own figures when absent
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<u32>,
+    /// Stop when the queues are empty
+    #[arg(long)]
+    pub drain: bool,
+}
+
+/// Flags of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// What to do; `up` when absent
+    #[command(subcommand)]
+    pub command: Option<Migrate>,
+}
+
+/// What `migrate` does.
+#[derive(Debug, Subcommand)]
+pub enum Migrate {
+    /// Apply what is missing
+    Up,
+    /// Show what is applied and what is not; exit code 4 when something is missing
+    Status(JsonArgs),
+}
+
+/// `--json`.
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `cloudpods` is about.
+#[derive(Debug, Subcommand)]
+pub enum Cloudpods {
+    /// Proxmox nodes that pods are placed on
+    #[command(subcommand)]
+    Nodes(Nodes),
+    /// Pools that addresses come from (autoIp); without one pods use DHCP
+    #[command(subcommand)]
+    Pools(Pools),
+}
+
+/// What to do with nodes.
+#[derive(Debug, Subcommand)]
+pub enum Nodes {
+    /// Show all nodes with what is promised of them
+    List(JsonArgs),
+    /// Add a node
+    #[command(long_about = "Add a node.\n\nExample: mpanel-worker cloudpods nodes add pod-node-1 \
+        --api-url https://10.1.10.11:8006 --node pve1 --cores 32 --memory-mb 65536 --disk-gb 1000")]
+    Add(NodeAdd),
+    /// Take no new pods; the node is being worked on
+    Maintenance(NodeName),
+    /// Take no new pods; those that are there stay
+    Drain(NodeName),
+    /// Take pods again
+    Activate(NodeName),
+}
+
+/// A node, by the operator's name for it.
+#[derive(Debug, Args)]
+pub struct NodeName {
+    /// The name in cloud_pod_nodes
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A node to be added.
+#[derive(Debug, Args)]
+pub struct NodeAdd {
+    /// A name for it, unique
+    pub name: String,
+    /// Its API
+    #[arg(long, value_name = "URL")]
+    pub api_url: String,
+    /// Its name in Proxmox, when it differs
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Physical CPU cores
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub cores: i32,
+    /// Memory, MiB
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub memory_mb: i32,
+    /// Disk for pods, GiB
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub disk_gb: i32,
+    /// Its region, when not the default one
+    #[arg(long)]
+    pub region: Option<String>,
+    /// Its Proxmox cluster; made when new
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with address pools.
+#[derive(Debug, Subcommand)]
+pub enum Pools {
+    /// Show all pools with their free addresses
+    List(JsonArgs),
+    /// Add a pool
+    #[command(
+        long_about = "Add a pool. Hands out every host address of the network but the gateway, or those of \
+        --range.\n\nExample: mpanel-worker cloudpods pools add 10.20.0.0/24 --gateway 10.20.0.1 \
+        --range 10.20.0.50-10.20.0.200"
+    )]
+    Add(PoolAdd),
+    /// Remove a pool of which no address is in use
+    Remove(PoolId),
+}
+
+/// A pool to be added.
+#[derive(Debug, Args)]
+pub struct PoolAdd {
+    /// Its IPv4 network, such as 10.20.0.0/24
+    pub cidr: String,
+    /// The gateway that pods get
+    #[arg(long, value_name = "IP")]
+    pub gateway: Option<String>,
+    /// Addresses to hand out
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub range: Option<String>,
+    /// Bridge, when not the default one
+    #[arg(long)]
+    pub bridge: Option<String>,
+    /// VLAN tag
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..=4094))]
+    pub vlan: Option<i32>,
+    /// The cluster whose pods get them
+    #[arg(long, default_value = "default")]
+    pub cluster: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A pool, by its id.
+#[derive(Debug, Args)]
+pub struct PoolId {
+    /// The id that `pools list` shows
+    pub id: i32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Cli {
+    /// The settings that flags give, by key.
+    #[must_use]
+    pub fn flags(&self) -> BTreeMap<&'static str, String> {
+        let mut flags = BTreeMap::new();
+        if let Some(filter) = &self.log {
+            flags.insert("log.level", filter.clone());
+        }
+        if let Command::Run(run) = &self.command {
+            if let Some(queues) = &run.queues {
+                flags.insert("run.queues", queues.clone());
+            }
+            if run.exclusive {
+                flags.insert("run.exclusive", "true".to_owned());
+            }
+            if let Some(concurrency) = run.concurrency {
+                flags.insert("run.concurrency", concurrency.to_string());
+            }
+        }
+        flags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_forms_that_are_fixed_parse() {
+        for line in [
+            "mpanel-worker migrate",
+            "mpanel-worker migrate up",
+            "mpanel-worker migrate status --json",
+            "mpanel-worker run",
+            "mpanel-worker run --queues a,b --exclusive --concurrency 3 --drain",
+            "mpanel-worker cloudpods nodes list --json",
+            "mpanel-worker cloudpods nodes drain n1 --json",
+            "mpanel-worker cloudpods pools remove 3",
+            "mpanel-worker check-config --config /x",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        let cli = Cli::try_parse_from("mpanel-worker run --queues a,b --exclusive".split(' ')).unwrap();
+        assert_eq!(cli.flags().get("run.queues").map(String::as_str), Some("a,b"));
+        assert_eq!(cli.flags().get("run.exclusive").map(String::as_str), Some("true"));
+    }
+}

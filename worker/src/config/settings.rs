@@ -1,0 +1,256 @@
+//! Every setting there is, once: where it may come from, what it means, an example.
+//!
+//! The list is the single source for parsing, for `check-config`, for the
+//! example file and for error texts. It holds no value.
+
+/// One setting. Its key in the TOML file is `section.name`; beside the listed
+/// variables each can be set as `MPANEL_FLEET_<SECTION>__<NAME>`.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// `section.name`.
+    pub key: &'static str,
+    /// mPanel's own variable for it, if mPanel has one.
+    pub env: Option<&'static str>,
+    /// Whether the value must never be shown.
+    pub secret: bool,
+    /// The built-in default.
+    pub default: Option<&'static str>,
+    /// A value that would work.
+    pub example: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    env: Option<&'static str>,
+    default: Option<&'static str>,
+    example: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { key, env, secret: false, default, example, help }
+}
+
+const fn secret(key: &'static str, env: &'static str, example: &'static str, help: &'static str) -> Setting {
+    Setting { key, env: Some(env), secret: true, default: None, example, help }
+}
+
+/// All settings, in the order in which `check-config` shows them.
+pub const SETTINGS: &[Setting] = &[
+    secret(
+        "database.url",
+        "DATABASE_URL",
+        "postgresql://mpanel:password@127.0.0.1:5432/mpanel",
+        "mPanel's Postgres database; Prisma's own parameters are understood",
+    ),
+    setting("database.max_connections", None, Some("10"), "10", "most connections this process opens"),
+    secret(
+        "redis.url",
+        "REDIS_URL",
+        "redis://:password@127.0.0.1:6379",
+        "Redis by URL: redis://, rediss://, redis+sentinel://, redis+cluster://",
+    ),
+    setting("redis.host", Some("REDIS_HOST"), None, "127.0.0.1", "Redis by host, when no URL is given"),
+    setting("redis.port", Some("REDIS_PORT"), None, "6379", "Redis port, beside redis.host"),
+    secret("redis.password", "REDIS_PASSWORD", "password", "Redis password, beside redis.host"),
+    setting(
+        "redis.sentinels",
+        Some("FLEET_REDIS_SENTINELS"),
+        None,
+        "10.0.0.1:26379,10.0.0.2:26379",
+        "Sentinels, comma list",
+    ),
+    setting(
+        "redis.sentinel_master",
+        Some("FLEET_REDIS_SENTINEL_MASTER"),
+        None,
+        "mymaster",
+        "the name that the Sentinels give the master",
+    ),
+    setting("redis.prefix", None, Some("bull"), "bull", "what all queue keys begin with"),
+    setting("redis.peer", None, Some("v5"), "v5", "which BullMQ line works beside us: v5 (mPanel's) or v6"),
+    setting(
+        "proxmox.api_url",
+        Some("PROXMOX_API_URL"),
+        None,
+        "https://10.1.10.10:8006",
+        "the Proxmox API; overrides api_url of every node row",
+    ),
+    setting(
+        "proxmox.host",
+        Some("PROXMOX_HOST"),
+        None,
+        "10.1.10.10",
+        "Proxmox host for node rows without a usable api_url",
+    ),
+    setting(
+        "proxmox.token_id",
+        Some("PROXMOX_TOKEN_ID"),
+        None,
+        "mpanel@pve!fleet",
+        "API token, user@realm!name",
+    ),
+    secret(
+        "proxmox.token_secret",
+        "PROXMOX_TOKEN_SECRET",
+        "5f0c1a52-6a43-4b7e-9a51-2b1f5d0c7e11",
+        "the token's secret, a UUID",
+    ),
+    setting(
+        "proxmox.tls_fingerprint",
+        Some("PROXMOX_TLS_FINGERPRINT"),
+        None,
+        "AA:BB:…:99 (32 pairs)",
+        "SHA-256 of the API's certificate, comma list; pins exactly these",
+    ),
+    setting(
+        "proxmox.ca_file",
+        Some("PROXMOX_CA_FILE"),
+        None,
+        "/etc/mpanel/pve-root-ca.pem",
+        "PEM file with the CA that signed the API's certificate",
+    ),
+    setting(
+        "proxmox.settle_seconds",
+        None,
+        Some("35"),
+        "35",
+        "how long a request of unknown outcome may still take effect (relay timeout and skew)",
+    ),
+    setting(
+        "cloudpods.template",
+        None,
+        Some("local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"),
+        "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
+        "LXC template for pods whose blueprint names none",
+    ),
+    setting(
+        "cloudpods.vm_template_vmid",
+        None,
+        None,
+        "9000",
+        "VM template that virtual machines are cloned from",
+    ),
+    setting("cloudpods.storage", None, Some("clients-main"), "clients-main", "storage of the root disk"),
+    setting("cloudpods.bridge", None, Some("vmbr0"), "vmbr0", "bridge of the first network card"),
+    setting(
+        "cloudpods.pool",
+        None,
+        Some("ClientPods"),
+        "ClientPods",
+        "Proxmox resource pool; empty sends none",
+    ),
+    setting(
+        "cloudpods.default_region",
+        None,
+        Some("migra-us-east-1"),
+        "migra-us-east-1",
+        "region of nodes that were given none",
+    ),
+    setting("cloudpods.backup_storage", None, None, "backups", "storage for backups"),
+    setting(
+        "cloudpods.address_seconds",
+        None,
+        Some("90"),
+        "90",
+        "how long a started pod may take to show its DHCP address",
+    ),
+    setting("run.queues", None, None, "cloudpods-create", "queues to serve, comma list; default all"),
+    setting(
+        "run.exclusive",
+        None,
+        Some("false"),
+        "true",
+        "refuse to start while Node workers serve the same queues",
+    ),
+    setting("run.concurrency", None, None, "2", "jobs at once in each queue; default mPanel's own figures"),
+    setting(
+        "run.drain_seconds",
+        None,
+        Some("300"),
+        "300",
+        "how long running jobs may take to end after SIGTERM",
+    ),
+    setting("run.lock_ms", None, Some("30000"), "30000", "how long a job's lock lives without renewal"),
+    setting("run.stalled_ms", None, Some("30000"), "30000", "how often jobs of dead workers are looked for"),
+    setting(
+        "log.level",
+        Some("RUST_LOG"),
+        Some("info,sqlx=warn"),
+        "info,mpanel_worker=debug",
+        "what to log (tracing filter)",
+    ),
+    setting("log.format", None, Some("text"), "json", "text or json"),
+];
+
+impl Setting {
+    /// The setting with this key.
+    #[must_use]
+    pub fn find(key: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.key == key)
+    }
+
+    /// `MPANEL_FLEET_<SECTION>__<NAME>`.
+    #[must_use]
+    pub fn fleet_env(&self) -> String {
+        format!("MPANEL_FLEET_{}", self.key.replace('.', "__").to_ascii_uppercase())
+    }
+
+    /// The variable that an operator is told of: mPanel's where there is one.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        self.env.map_or_else(|| self.fleet_env(), str::to_owned)
+    }
+
+    /// Both variable names, mPanel's first: it wins where both are set.
+    pub fn variables(&self) -> impl Iterator<Item = String> {
+        self.env.map(str::to_owned).into_iter().chain([self.fleet_env()])
+    }
+}
+
+/// The known key that is most like `unknown`, if one is near enough to be meant.
+#[must_use]
+pub fn nearest_key(unknown: &str) -> Option<&'static str> {
+    SETTINGS
+        .iter()
+        .map(|setting| (distance(unknown, setting.key), setting.key))
+        .min()
+        .filter(|(distance, key)| *distance <= key.len() / 3 + 1)
+        .map(|(_, key)| key)
+}
+
+/// Levenshtein distance; the texts are short.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_derive_from_the_key() {
+        let template = Setting::find("cloudpods.template").unwrap();
+        assert_eq!(template.fleet_env(), "MPANEL_FLEET_CLOUDPODS__TEMPLATE");
+        assert_eq!(template.variable(), "MPANEL_FLEET_CLOUDPODS__TEMPLATE");
+        assert_eq!(Setting::find("database.url").unwrap().variable(), "DATABASE_URL");
+    }
+
+    #[test]
+    fn a_near_miss_finds_its_neighbour_and_nonsense_finds_none() {
+        assert_eq!(nearest_key("cloudpods.templat"), Some("cloudpods.template"));
+        assert_eq!(nearest_key("proxmox.token-id"), Some("proxmox.token_id"));
+        assert_eq!(nearest_key("x"), None);
+    }
+}

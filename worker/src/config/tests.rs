@@ -1,0 +1,149 @@
+//! Layering, completeness of the reports, and what must never be shown.
+
+use std::path::PathBuf;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+fn sources(env: &[(&str, &str)]) -> Sources {
+    Sources {
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        ..Sources::default()
+    }
+}
+
+const FULL: &[(&str, &str)] = &[
+    ("DATABASE_URL", "postgresql://u:dbgeheim@h/d"),
+    ("REDIS_HOST", "10.0.0.5"),
+    ("REDIS_PASSWORD", "re/dis@geheim"),
+    ("PROXMOX_API_URL", "https://10.1.10.10:8006/api2/json"),
+    ("PROXMOX_TOKEN_ID", "mpanel@pve!fleet"),
+    ("PROXMOX_TOKEN_SECRET", "pvegeheim"),
+];
+
+fn with(extra: &[(&'static str, &'static str)]) -> Sources {
+    let all: Vec<_> = FULL.iter().chain(extra).copied().collect();
+    sources(&all)
+}
+
+fn problems(sources: &Sources) -> String {
+    Config::from_sources(sources, Needs::All).unwrap_err().to_string()
+}
+
+#[test]
+fn mpanels_own_variables_are_enough() {
+    let config = Config::from_sources(&with(&[]), Needs::All).unwrap();
+    let redis = config.redis.unwrap();
+    assert_eq!(redis.url.expose_secret(), "redis://:re%2Fdis%40geheim@10.0.0.5:6379");
+    assert_eq!(redis.shown, "redis://***@10.0.0.5:6379");
+    let proxmox = config.proxmox.unwrap();
+    assert_eq!(proxmox.api_url.unwrap().as_str(), "https://10.1.10.10:8006/");
+    assert_eq!(proxmox.trust, TlsTrust::System);
+    assert_eq!(config.cloudpods.pool.as_deref(), Some("ClientPods"));
+    assert_eq!(config.cloudpods.default_region, "migra-us-east-1");
+}
+
+#[test]
+fn everything_missing_is_reported_at_once_with_name_and_example() {
+    let text = problems(&sources(&[]));
+    for variable in ["DATABASE_URL", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"] {
+        assert!(text.contains(&format!("{variable}=")), "{variable} in {text}");
+    }
+    assert!(text.starts_with("configuration: 3 problems"), "{text}");
+}
+
+#[test]
+fn a_command_that_needs_only_the_database_ignores_the_rest() {
+    let config =
+        Config::from_sources(&sources(&[("DATABASE_URL", "postgres://h/d")]), Needs::Database).unwrap();
+    assert!(config.redis.is_none() && config.proxmox.is_none());
+}
+
+#[test]
+fn file_is_below_environment_and_environment_below_flag() {
+    let mut sources = with(&[("MPANEL_FLEET_CLOUDPODS__BRIDGE", "vmbr7")]);
+    sources.toml = Some((
+        PathBuf::from("/etc/mpanel/fleet.toml"),
+        "[cloudpods]\nbridge = \"vmbr1\"\nstorage = \"fast\"\n[run]\nconcurrency = 3\nqueues = [\"a\", \"b\"]\n".to_owned(),
+    ));
+    sources.flags.insert("run.concurrency", "9".to_owned());
+    let config = Config::from_sources(&sources, Needs::All).unwrap();
+    assert_eq!((config.cloudpods.bridge.as_str(), config.cloudpods.storage.as_str()), ("vmbr7", "fast"));
+    assert_eq!(config.run.concurrency, Some(9));
+    assert_eq!(config.run.queues.unwrap(), ["a", "b"]);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_neighbour() {
+    let mut sources = with(&[]);
+    sources.toml = Some((PathBuf::from("/f.toml"), "[cloudpods]\ntemplat = \"x\"\n".to_owned()));
+    let text = problems(&sources);
+    assert!(
+        text.contains("cloudpods.templat in /f.toml is not a setting; did you mean `cloudpods.template`?"),
+        "{text}"
+    );
+}
+
+#[test]
+fn redis_by_url_and_host_must_agree() {
+    let text = problems(&with(&[("REDIS_URL", "redis://10.0.0.6:6380")]));
+    assert!(text.contains("10.0.0.6:6380") && text.contains("10.0.0.5:6379"), "{text}");
+    let same = with(&[("REDIS_URL", "redis://10.0.0.5/0")]);
+    assert!(Config::from_sources(&same, Needs::All).is_ok());
+    let local = sources(&[
+        ("REDIS_HOST", "localhost"),
+        ("REDIS_PORT", "6380"),
+        ("REDIS_URL", "redis://127.0.0.1:6380/2"),
+        ("DATABASE_URL", "postgres://h/d"),
+        ("PROXMOX_TOKEN_ID", "a@pve!b"),
+        ("PROXMOX_TOKEN_SECRET", "x"),
+    ]);
+    assert!(Config::from_sources(&local, Needs::All).is_ok());
+}
+
+#[test]
+fn sentinels_become_one_url() {
+    let sources = sources(&[
+        ("FLEET_REDIS_SENTINELS", "127.0.0.1:1,127.0.0.1:2"),
+        ("FLEET_REDIS_SENTINEL_MASTER", "fleet"),
+        ("DATABASE_URL", "postgres://h/d"),
+        ("PROXMOX_TOKEN_ID", "a@pve!b"),
+        ("PROXMOX_TOKEN_SECRET", "x"),
+    ]);
+    let config = Config::from_sources(&sources, Needs::All).unwrap();
+    assert_eq!(config.redis.unwrap().url.expose_secret(), "redis+sentinel://127.0.0.1:1,127.0.0.1:2/fleet");
+}
+
+#[test]
+fn a_secret_comes_from_a_file_and_the_variable_wins_over_it() {
+    let mut sources = with(&[]);
+    sources.secret_files.push((
+        "proxmox.token_secret",
+        "PROXMOX_TOKEN_SECRET_FILE (/f)".to_owned(),
+        "file".to_owned(),
+    ));
+    let config = Config::from_sources(&sources, Needs::All).unwrap();
+    assert_eq!(config.proxmox.unwrap().token_secret.expose_secret(), "pvegeheim");
+    sources.env.remove("PROXMOX_TOKEN_SECRET");
+    let config = Config::from_sources(&sources, Needs::All).unwrap();
+    assert_eq!(config.proxmox.unwrap().token_secret.expose_secret(), "file");
+}
+
+#[test]
+fn an_empty_pool_sends_none() {
+    let config = Config::from_sources(&with(&[("MPANEL_FLEET_CLOUDPODS__POOL", "")]), Needs::All).unwrap();
+    assert_eq!(config.cloudpods.pool, None);
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let config = Config::from_sources(&with(&[]), Needs::All).unwrap();
+    let shown = format!("{config:?} {:?} {:?}", Layers::of(&with(&[])).shown(), with(&[]));
+    for secret in ["dbgeheim", "geheim@", "pvegeheim", "dis%40"] {
+        assert!(!shown.contains(secret), "{secret}");
+    }
+    let broken = with(&[("PROXMOX_TOKEN_ID", "no token"), ("REDIS_URL", "http://:urlgeheim@h")]);
+    let text = problems(&broken);
+    assert!(text.contains("user@realm!name") && !text.contains("urlgeheim"), "{text}");
+}

@@ -1,0 +1,148 @@
+//! The engine's workers, one a queue: started, watched, stopped. The one place
+//! where the worker meets the engine.
+
+use futures_util::future::join_all;
+use mpanel_connect::{ConnectError, Redis};
+use mpanel_engine::{Engine, EngineError, Worker};
+use mpanel_protocol::{ids::Prefix, peer::Peer};
+use sd_notify::NotifyState;
+use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::{App, QueueService, ServiceHandler},
+    config::PeerLine,
+    exit::{Exit, Failed},
+    neighbours,
+};
+
+/// Serves the queues until `stop`, or with `drain` until they are empty.
+///
+/// # Errors
+/// Exit 69 or 77 when Redis cannot be used, 78 for a setting it refuses, 4 when
+/// Node workers are there and `run.exclusive` is set.
+pub async fn serve(
+    app: &App,
+    services: Vec<QueueService>,
+    drain: bool,
+    stop: &CancellationToken,
+) -> Result<(), Failed> {
+    let redis = Redis::open(app.redis.url.expose_secret()).map_err(of_connect)?;
+    let prefix =
+        Prefix::new(&app.redis.prefix).map_err(|e| Failed::new(Exit::Configuration, e.to_string()))?;
+    let peer = match app.redis.peer {
+        PeerLine::V5 => Peer::V5,
+        PeerLine::V6 => Peer::V6,
+    };
+    let engine = Engine::builder(redis).prefix(prefix).peer(peer).connect();
+    let engine = tokio::select! {
+        // cancel-safe: only waiting for the server.
+        () = stop.cancelled() => return Ok(()),
+        engine = engine => engine.map_err(of_engine)?,
+    };
+    let queues: Vec<&str> = services.iter().map(|service| service.queue).collect();
+    look_for_neighbours(app, &engine, &queues).await?;
+
+    let name = neighbours::own_name();
+    let workers = services
+        .into_iter()
+        .map(|service| start(app, &engine, service, &name))
+        .collect::<Result<Vec<Worker>, EngineError>>()
+        .map_err(of_engine)?;
+    tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
+    tell_systemd(NotifyState::Ready);
+
+    let empty = async {
+        if drain {
+            join_all(workers.iter().map(Worker::until_idle)).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        // cancel-safe: both only wait.
+        () = stop.cancelled() => {}
+        () = empty => tracing::info!("the queues are empty"),
+    }
+    tell_systemd(NotifyState::Stopping);
+    let grace = app.config.run.drain_timeout;
+    let reports = join_all(workers.into_iter().map(|worker| worker.stop(grace))).await;
+    let unfinished: usize = reports.iter().map(|report| report.unfinished).sum();
+    if unfinished > 0 {
+        tracing::warn!(unfinished, "some jobs did not end in time; they are rescued when their locks expire");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Outside systemd (no NOTIFY_SOCKET) nothing happens.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Result<Worker, EngineError> {
+    let run = &app.config.run;
+    let worker = engine
+        .worker(service.queue)?
+        .name(name)
+        .concurrency(usize::try_from(service.concurrency).unwrap_or(1))
+        .lock(run.lock)
+        .stalled_interval(run.stalled_interval);
+    match service.handler {
+        ServiceHandler::CloudpodsCreate(handler) => worker.handle(service.job_name, handler).start(),
+    }
+}
+
+/// Warns of Node workers on our queues, or refuses to start beside them.
+async fn look_for_neighbours(app: &App, engine: &Engine, queues: &[&str]) -> Result<(), Failed> {
+    let mut shared = engine.redis().shared().await.map_err(of_connect)?;
+    let found = match neighbours::find(&mut shared.conn, &app.redis.prefix, queues).await {
+        Ok(found) => found,
+        Err(error) if app.config.run.exclusive => {
+            let text = format!(
+                "--exclusive needs CLIENT LIST to look for Node workers, and Redis refuses it: {error}"
+            );
+            return Err(Failed::new(Exit::Permission, text));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for Node workers on the same queues (CLIENT LIST)");
+            return Ok(());
+        }
+    };
+    for queue in queues {
+        let at: Vec<&str> = found.iter().filter(|n| n.queue == *queue).map(|n| n.address.as_str()).collect();
+        if !at.is_empty() {
+            tracing::warn!(
+                queue,
+                addresses = at.join(", "),
+                "Node workers serve this queue too: its jobs are shared between two provisioners; stop them, or use --exclusive"
+            );
+        }
+    }
+    if app.config.run.exclusive && !found.is_empty() {
+        let list: Vec<String> = found.iter().map(|n| format!("{} at {}", n.queue, n.address)).collect();
+        let text =
+            format!("--exclusive: Node workers serve the same queues: {}; stop them first", list.join(", "));
+        return Err(Failed::new(Exit::Precondition, text));
+    }
+    Ok(())
+}
+
+fn of_connect(error: ConnectError) -> Failed {
+    let exit = match &error {
+        ConnectError::Url { .. } => Exit::Configuration,
+        ConnectError::Unreachable { .. } => Exit::Unavailable,
+        ConnectError::Refused { .. } => Exit::Permission,
+    };
+    Failed::new(exit, error.to_string())
+}
+
+fn of_engine(error: EngineError) -> Failed {
+    match error {
+        EngineError::Connect(error) => of_connect(error),
+        EngineError::Name(_) | EngineError::Setting(_) => Failed::new(Exit::Configuration, error.to_string()),
+        EngineError::Thread(_) => Failed::new(Exit::Failure, error.to_string()),
+    }
+}

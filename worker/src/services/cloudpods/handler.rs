@@ -1,0 +1,99 @@
+//! The glue between the engine and [`CreateService`]: contexts, errors, progress.
+
+use std::sync::Arc;
+
+use mpanel_engine::{
+    context::JobContext,
+    handler::{BoxError, FinalCause, Handler, JobError},
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::{Before, CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict};
+
+/// Serves `cloudpods-create`.
+#[derive(Debug, Clone)]
+pub struct CreateHandler {
+    service: CreateService,
+}
+
+impl CreateHandler {
+    /// A handler that creates pods by this service.
+    #[must_use]
+    pub fn new(service: CreateService) -> Self {
+        Self { service }
+    }
+}
+
+impl Handler for CreateHandler {
+    /// Any JSON: the service names the fields that are wrong.
+    type Data = Value;
+    type Output = CreateResult;
+
+    async fn run(&self, ctx: &JobContext, data: Value) -> Result<CreateResult, JobError> {
+        let job = job_ref(ctx);
+        let (sender, mut steps) = mpsc::unbounded_channel();
+        let progress: Progress = Arc::new(move |step: Step| {
+            // The receiver lives as long as the creation.
+            let _ = sender.send(step);
+        });
+        let creation = Box::pin(async {
+            let result = self.service.create(&job, &data, &progress).await;
+            // Ends the loop below.
+            drop(progress);
+            result
+        });
+        let telling = async {
+            while let Some(step) = steps.recv().await {
+                let value = json!({ "step": step.as_str(), "percent": step.percent() });
+                if let Err(error) = ctx.progress(&value).await {
+                    tracing::debug!(%error, "progress not written");
+                }
+            }
+        };
+        let both = async { tokio::join!(creation, telling).0 };
+        tokio::select! {
+            // cancel-safe: the creation may be dropped at any point.
+            () = ctx.cancelled().cancelled() => {
+                Err(JobError::retry("the worker stopped in mid-creation; the next attempt goes on from there"))
+            }
+            result = Box::pin(both) => result.map_err(job_error),
+        }
+    }
+
+    async fn on_failed(&self, ctx: &JobContext, cause: FinalCause, reason: &str) -> Result<(), BoxError> {
+        let payload: Value = serde_json::from_str(ctx.data_json()).unwrap_or(Value::Null);
+        let before = match cause {
+            FinalCause::NeverRetry | FinalCause::Exhausted => Before::Ran,
+            FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
+        };
+        tracing::info!(job = %ctx.id(), ?cause, reason, "creation failed for good");
+        Box::pin(self.service.fail(&job_ref(ctx), before, &payload, reason)).await?;
+        Ok(())
+    }
+}
+
+fn job_ref(ctx: &JobContext) -> JobRef {
+    JobRef {
+        queue: ctx.queue().to_string(),
+        job_id: ctx.id().to_string(),
+        attempt: ctx.attempt(),
+        attempt_id: attempt_id(ctx.fencing_token().as_str()),
+    }
+}
+
+/// A hash of the lock token: the token itself is a credential and stays in Redis.
+fn attempt_id(token: &str) -> String {
+    Sha256::digest(token.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn job_error(error: CreateError) -> JobError {
+    let reason = error.to_string();
+    let job_error = match error.verdict() {
+        Verdict::Retry => JobError::retry(reason),
+        Verdict::RetryAfter(delay) => JobError::retry_after(delay, reason),
+        Verdict::Never => JobError::never(reason),
+    };
+    job_error.because(error)
+}

@@ -1,0 +1,214 @@
+//! One generation of a pod as the reservation decided it: kept in the database
+//! so that a later attempt, under another configuration, makes the same guest.
+//! Pure.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::plan::ownership_tag;
+use crate::adapters::{db::pods::InstanceRow, proxmox::ContainerSpec};
+
+/// What the guest is to be; `fleet_pods.spec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceSpec {
+    /// Its node in Proxmox.
+    pub node_name: String,
+    /// Its region.
+    pub region: String,
+    /// Its host name.
+    pub hostname: String,
+    /// CPU cores.
+    pub cores: u32,
+    /// Memory, MiB.
+    pub memory_mb: u32,
+    /// Swap, MiB.
+    pub swap_mb: u32,
+    /// Disk, GiB.
+    pub disk_gb: u32,
+    /// Template volume.
+    pub template: String,
+    /// Storage of its disk.
+    pub storage: String,
+    /// Bridge of its network card.
+    pub bridge: String,
+    /// VLAN of its network card.
+    pub vlan: Option<i32>,
+    /// Resource pool; `None` for none.
+    pub pool: Option<String>,
+    /// Its address.
+    pub net: Net,
+    /// The VMID that had to be given up before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<i32>,
+}
+
+/// How the guest gets its address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "mode")]
+pub enum Net {
+    /// It is given one by the network and tells us.
+    Dhcp,
+    /// It has this one.
+    Static {
+        /// The address.
+        ip: String,
+        /// Its prefix length.
+        prefix: u8,
+        /// Its gateway.
+        gateway: Option<String>,
+    },
+}
+
+/// An instance: its row and its spec.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// The row of `fleet_pods`.
+    pub row: InstanceRow,
+    /// What the guest is to be.
+    pub spec: InstanceSpec,
+    /// Its VMID as Proxmox takes it.
+    pub vmid: u32,
+}
+
+impl Instance {
+    /// Reads a row.
+    ///
+    /// # Errors
+    /// When its spec is not what this version writes.
+    pub fn of(row: InstanceRow) -> Result<Self, serde_json::Error> {
+        let spec = serde_json::from_value(row.spec.clone())?;
+        let vmid = u32::try_from(row.vmid).unwrap_or_default();
+        Ok(Self { row, spec, vmid })
+    }
+
+    /// The tag by which its guest is known.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        ownership_tag(self.row.pod_id)
+    }
+
+    /// The request that makes its guest.
+    #[must_use]
+    pub fn container(&self, queue: &str, job_id: &str) -> ContainerSpec {
+        let spec = &self.spec;
+        let description = serde_json::json!({
+            "mpanelPod": self.row.pod_id, "generation": self.row.generation, "tenant": self.row.tenant_id,
+            "job": format!("{queue}/{job_id}"), "specHash": self.spec_hash(),
+        });
+        ContainerSpec {
+            vmid: self.vmid,
+            ostemplate: spec.template.clone(),
+            hostname: spec.hostname.clone(),
+            cores: spec.cores,
+            memory_mb: spec.memory_mb,
+            swap_mb: spec.swap_mb,
+            rootfs: format!("{}:{}", spec.storage, spec.disk_gb),
+            net0: self.net0(),
+            pool: spec.pool.clone(),
+            tags: vec![self.tag(), format!("mpanel-gen-{}", self.row.generation)],
+            description: description.to_string(),
+        }
+    }
+
+    fn net0(&self) -> String {
+        let mut net = format!(
+            "name=eth0,bridge={},hwaddr={},type=veth",
+            self.spec.bridge,
+            hardware_address(self.row.pod_id, self.row.generation)
+        );
+        if let Some(vlan) = self.spec.vlan {
+            let _ = write!(net, ",tag={vlan}");
+        }
+        match &self.spec.net {
+            Net::Dhcp => net.push_str(",ip=dhcp"),
+            Net::Static { ip, prefix, gateway } => {
+                let _ = write!(net, ",ip={ip}/{prefix}");
+                if let Some(gateway) = gateway {
+                    let _ = write!(net, ",gw={gateway}");
+                }
+            }
+        }
+        net
+    }
+
+    /// A short hash of what the guest is to be.
+    #[must_use]
+    pub fn spec_hash(&self) -> String {
+        let digest = Sha256::digest(self.row.spec.to_string().as_bytes());
+        digest.iter().take(8).fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+/// A locally administered unicast address out of the pod's id, so that the
+/// guest keeps it and a re-read compares equal.
+fn hardware_address(pod_id: Uuid, generation: i32) -> String {
+    let id = pod_id.as_bytes();
+    let mut bytes = [id[0], id[1], id[2], id[3], id[4], id[5] ^ generation.to_le_bytes()[0]];
+    bytes[0] = (bytes[0] & 0xFE) | 0x02;
+    bytes.map(|byte| format!("{byte:02X}")).join(":")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn instance(net: Net) -> Instance {
+        let spec = InstanceSpec {
+            node_name: "pve1".to_owned(),
+            region: "east".to_owned(),
+            hostname: "shop".to_owned(),
+            cores: 2,
+            memory_mb: 2048,
+            swap_mb: 512,
+            disk_gb: 20,
+            template: "local:vztmpl/t".to_owned(),
+            storage: "clients-main".to_owned(),
+            bridge: "vmbr0".to_owned(),
+            vlan: None,
+            pool: None,
+            net,
+            moved_from: None,
+        };
+        let pod_id = Uuid::from_u128(0x5f0c_1a52_6a43_4b7e_9a51_2b1f_5d0c_7e11);
+        let row = InstanceRow {
+            pod_id,
+            generation: 1,
+            tenant_id: Uuid::nil(),
+            cluster_id: 1,
+            node_id: 1,
+            vmid: 121,
+            phase: "reserved".to_owned(),
+            spec: serde_json::to_value(&spec).unwrap(),
+            api_url: None,
+        };
+        Instance::of(row).unwrap()
+    }
+
+    #[test]
+    fn the_request_carries_our_marks_and_one_network_card() {
+        let net = Net::Static { ip: "10.0.0.5".to_owned(), prefix: 24, gateway: Some("10.0.0.1".to_owned()) };
+        let container = instance(net).container("cloudpods-create", "create-121-1");
+        assert_eq!(container.tags[0], "mpanel-pod-5f0c1a52-6a43-4b7e-9a51-2b1f5d0c7e11");
+        assert_eq!(container.rootfs, "clients-main:20");
+        assert_eq!(
+            container.net0,
+            "name=eth0,bridge=vmbr0,hwaddr=5E:0C:1A:52:6A:42,type=veth,ip=10.0.0.5/24,gw=10.0.0.1"
+        );
+        assert!(container.description.contains("cloudpods-create/create-121-1"));
+        assert!(instance(Net::Dhcp).container("q", "j").net0.ends_with(",ip=dhcp"));
+    }
+
+    #[test]
+    fn the_spec_survives_the_database() {
+        let before = instance(Net::Dhcp);
+        let again: InstanceSpec = serde_json::from_value(before.row.spec.clone()).unwrap();
+        assert_eq!(again, before.spec);
+    }
+}

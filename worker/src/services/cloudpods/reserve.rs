@@ -1,0 +1,382 @@
+//! The first step: capacity, VMID, address and rows, in one transaction.
+//!
+//! Proxmox is asked before the transaction, never inside it. Lock order: the
+//! job's fence, the tenant's quota, the node, the VMID, the address.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    CreateService, KIND,
+    error::CreateError,
+    instance::{Instance, InstanceSpec, Net},
+    payload::{AddressWish, CreateSpec},
+    placement::{self, Candidate, Refusal, Size},
+    plan::Step,
+    quota::{self, Amount, Limits},
+    sites::Survey,
+};
+use crate::adapters::db::{
+    self, DbError, Tx, jobs, ledger,
+    ledger::{Fence, JobRecord},
+    nodes,
+    pods::{self, InstanceRow, NewPod},
+    pools::{self, Taken},
+};
+
+/// How often a transaction that met another is run again.
+const CONFLICT_TRIES: u32 = 5;
+
+/// A reservation to be made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) spec: &'a CreateSpec,
+    /// The VMID that had to be given up; then the pod moves to another.
+    pub(super) moved_from: Option<i32>,
+}
+
+/// What the blueprint and the configuration add to the payload.
+struct Defaults {
+    template: String,
+    blueprint_id: Option<Uuid>,
+}
+
+impl CreateService {
+    /// Reserves everything that the pod needs, or answers why not.
+    pub(super) async fn reserve(&self, fence: &Fence, wanted: Wanted<'_>) -> Result<Instance, CreateError> {
+        let spec = wanted.spec;
+        let defaults = self.defaults_of(spec).await?;
+        let region = spec.region.clone().unwrap_or_else(|| self.defaults.default_region.clone());
+        let records = nodes::all(&self.db).await?;
+        // An unknown region is known without asking Proxmox.
+        let unasked = self.candidates(&records, &Survey::default());
+        if let Err(refusal @ Refusal::UnknownRegion { .. }) = placement::rank(&unasked, &region, size(spec)) {
+            return Err(CreateError::refused(&region, refusal));
+        }
+        let in_region: Vec<_> = records
+            .iter()
+            .zip(&unasked)
+            .filter(|(_, c)| c.region == region)
+            .map(|(n, _)| n.clone())
+            .collect();
+        let survey = self.sites.survey(&in_region).await?;
+        if let (Some(vmid), None) = (spec.vmid, wanted.moved_from)
+            && let Some(by) = self.sites.holder(&survey, vmid).await?
+        {
+            return Err(CreateError::VmidTaken { vmid, by });
+        }
+        let candidates = self.candidates(&records, &survey);
+        let ranked = placement::rank(&candidates, &region, size(spec))
+            .map_err(|refusal| CreateError::refused(&region, refusal))?;
+
+        let mut tries = 0;
+        loop {
+            match self.reserve_once(fence, wanted, &region, &defaults, &survey, &ranked).await {
+                Err(CreateError::Db(error)) if error.is_conflict() && tries < CONFLICT_TRIES => tries += 1,
+                // A route or a Node worker inserted a row with that VMID meanwhile.
+                Err(CreateError::Db(error)) if is_vmid_clash(&error) && tries < CONFLICT_TRIES => tries += 1,
+                result => return result,
+            }
+        }
+    }
+
+    fn candidates(&self, records: &[nodes::NodeRecord], survey: &Survey) -> Vec<Candidate> {
+        records.iter().map(|node| self.sites.candidate(node, survey, &self.defaults.default_region)).collect()
+    }
+
+    /// Kind and template: payload, blueprint, configuration.
+    async fn defaults_of(&self, spec: &CreateSpec) -> Result<Defaults, CreateError> {
+        let mut template = self.defaults.template.clone();
+        let mut kind = spec.kind.map(|kind| kind.as_str().to_owned());
+        let mut blueprint_id = None;
+        if let Some(name) = &spec.blueprint {
+            let (id, blueprint) = pods::blueprint(&self.db, name)
+                .await?
+                .ok_or_else(|| CreateError::UnknownBlueprint(name.clone()))?;
+            blueprint_id = Some(id);
+            if let Some(text) = text_of(&blueprint, id, "ostemplate")? {
+                template = text;
+            }
+            if let (None, Some(text)) = (&kind, text_of(&blueprint, id, "kind")?) {
+                kind = Some(text.to_ascii_lowercase());
+            }
+        }
+        if kind.is_some_and(|kind| kind != "lxc") {
+            return Err(CreateError::KindNotOffered);
+        }
+        Ok(Defaults { template, blueprint_id })
+    }
+
+    async fn reserve_once(
+        &self,
+        fence: &Fence,
+        wanted: Wanted<'_>,
+        region: &str,
+        defaults: &Defaults,
+        survey: &Survey,
+        ranked: &[i32],
+    ) -> Result<Instance, CreateError> {
+        let spec = wanted.spec;
+        let mut tx = db::begin(&self.db).await?;
+        let record = ledger::hold_fence(&mut tx, fence).await?;
+        let limits = quota::Limits::from(db::quota::lock_limits(&mut tx, spec.tenant_id).await?);
+        let pod_id = match wanted.moved_from {
+            Some(_) => record.pod_id,
+            None => self.owned_pod(&mut tx, fence, &record, spec).await?,
+        }
+        .unwrap_or_else(Uuid::new_v4);
+
+        let used = db::quota::usage(&mut tx, spec.tenant_id, Some(pod_id)).await?;
+        let exceeded = quota::check(limits, used.into(), wanted_amount(spec));
+        if !exceeded.is_empty() {
+            return Err(CreateError::Quota(exceeded));
+        }
+
+        let node = self.take_node(&mut tx, region, spec, survey, ranked).await?;
+        nodes::keep_base(&mut tx, node.id).await?;
+        let generation = pods::last_generation(&mut tx, pod_id).await? + 1;
+        let vmid = take_vmid(&mut tx, wanted, survey, node.cluster_id, pod_id, generation).await?;
+        let (net, bridge, vlan) =
+            self.take_address(&mut tx, spec, node.cluster_id, pod_id, generation).await?;
+
+        let instance_spec = InstanceSpec {
+            node_name: node.node_name.clone(),
+            region: region.to_owned(),
+            hostname: spec.hostname.clone(),
+            cores: spec.cores,
+            memory_mb: spec.memory_mb,
+            swap_mb: spec.swap_mb,
+            disk_gb: spec.disk_gb,
+            template: defaults.template.clone(),
+            storage: self.defaults.storage.clone(),
+            bridge,
+            vlan,
+            pool: self.defaults.pool.clone(),
+            net,
+            moved_from: wanted.moved_from,
+        };
+        let row = InstanceRow {
+            pod_id,
+            generation,
+            tenant_id: spec.tenant_id,
+            cluster_id: node.cluster_id,
+            node_id: node.id,
+            vmid,
+            phase: "reserved".to_owned(),
+            spec: serde_json::to_value(&instance_spec).unwrap_or(Value::Null),
+            api_url: Some(node.api_url.clone()),
+        };
+        self.write(&mut tx, fence, spec, &row, &instance_spec, defaults.blueprint_id).await?;
+        db::commit(tx).await?;
+        ledger::record_step(&self.db, fence, generation, Step::Reserve.as_str(), "done", None, None).await?;
+        let vmid = u32::try_from(vmid).unwrap_or_default();
+        Ok(Instance { row, spec: instance_spec, vmid })
+    }
+
+    async fn write(
+        &self,
+        tx: &mut Tx,
+        fence: &Fence,
+        spec: &CreateSpec,
+        row: &InstanceRow,
+        instance: &InstanceSpec,
+        blueprint_id: Option<Uuid>,
+    ) -> Result<(), CreateError> {
+        let ip = match &instance.net {
+            Net::Static { ip, .. } => Some(ip.as_str()),
+            Net::Dhcp => None,
+        };
+        let pod = NewPod {
+            id: row.pod_id,
+            tenant_id: spec.tenant_id,
+            vmid: row.vmid,
+            hostname: &spec.hostname,
+            ip,
+            region: &instance.region,
+            pool: instance.pool.as_deref().unwrap_or_default(),
+            cores: int(spec.cores),
+            memory_mb: int(spec.memory_mb),
+            swap_mb: int(spec.swap_mb),
+            disk_gb: int(spec.disk_gb),
+            storage: &instance.storage,
+            bridge: &instance.bridge,
+            plan: spec.plan_id.as_ref().map(|plan| json!({ "planId": plan })),
+            blueprint_id,
+        };
+        pods::upsert(tx, &pod).await?;
+        pods::insert_instance(tx, fence, row, (pod.cores, pod.memory_mb, pod.disk_gb)).await?;
+        nodes::project(tx, row.node_id).await?;
+        jobs::link_pod(tx, fence, KIND, row.pod_id).await?;
+        ledger::note_pod(tx, fence, row.pod_id).await?;
+        Ok(())
+    }
+
+    /// The pod that this job made before, if it did: by our book or by mPanel's.
+    /// Fails when the VMID belongs to any other row.
+    async fn owned_pod(
+        &self,
+        tx: &mut Tx,
+        fence: &Fence,
+        record: &JobRecord,
+        spec: &CreateSpec,
+    ) -> Result<Option<Uuid>, CreateError> {
+        let owned = match record.pod_id {
+            Some(pod_id) => Some(pod_id),
+            None => pods::of_job_row(tx, fence, KIND).await?,
+        };
+        let Some(vmid) = spec.vmid else { return Ok(record.pod_id) };
+        let Some(holder) = pods::by_vmid(tx, int(vmid)).await? else { return Ok(record.pod_id) };
+        let ours = owned == Some(holder.id)
+            && holder.tenant_id == spec.tenant_id
+            && !holder.deleted
+            && matches!(holder.status.as_str(), "provisioning" | "failed");
+        if ours {
+            return Ok(Some(holder.id));
+        }
+        let (id, hostname, status) = (holder.id, holder.hostname, holder.status);
+        let by = if holder.deleted {
+            format!(
+                "the deleted pod {id} ({hostname}), whose row still holds it; remove that row or take another"
+            )
+        } else {
+            format!("pod {id} ({hostname}, {status})")
+        };
+        Err(CreateError::VmidTaken { vmid, by })
+    }
+
+    /// Locks the candidates in order and takes the first that still fits.
+    async fn take_node(
+        &self,
+        tx: &mut Tx,
+        region: &str,
+        spec: &CreateSpec,
+        survey: &Survey,
+        ranked: &[i32],
+    ) -> Result<nodes::NodeRecord, CreateError> {
+        let mut passed = Vec::new();
+        for id in ranked {
+            let Some(node) = nodes::lock(tx, *id).await? else { continue };
+            let candidate = self.sites.candidate(&node, survey, &self.defaults.default_region);
+            match placement::rank(std::slice::from_ref(&candidate), region, size(spec)) {
+                Ok(_) => return Ok(node),
+                Err(Refusal::NoNode { passed: reasons }) => passed.extend(reasons),
+                Err(Refusal::UnknownRegion { .. }) => {}
+            }
+        }
+        Err(CreateError::NoCapacity { region: region.to_owned(), passed })
+    }
+
+    async fn take_address(
+        &self,
+        tx: &mut Tx,
+        spec: &CreateSpec,
+        cluster_id: i32,
+        pod_id: Uuid,
+        generation: i32,
+    ) -> Result<(Net, String, Option<i32>), CreateError> {
+        let bridge = || self.defaults.bridge.clone();
+        let (taken, wish) = match spec.address {
+            AddressWish::Auto => (pools::take_any(tx, cluster_id, pod_id, generation).await?, None),
+            AddressWish::Static { ip, prefix } => {
+                let text = ip.to_string();
+                let taken = pools::take_this(tx, cluster_id, &text, pod_id, generation).await?;
+                (taken, Some((text, prefix)))
+            }
+        };
+        match (taken, wish) {
+            (Taken::Address(address), _) => {
+                let net = Net::Static {
+                    ip: address.ip,
+                    prefix: u8::try_from(address.prefix).unwrap_or(24),
+                    gateway: address.gateway,
+                };
+                Ok((net, address.bridge.unwrap_or_else(bridge), address.vlan))
+            }
+            (Taken::NoPool, None) => Ok((Net::Dhcp, bridge(), None)),
+            // Outside every pool nobody told us the network: /24 unless the
+            // payload says, and no gateway, since a guessed one may be another host.
+            (Taken::NoPool, Some((ip, prefix))) => {
+                Ok((Net::Static { ip, prefix: prefix.unwrap_or(24), gateway: None }, bridge(), None))
+            }
+            (Taken::Exhausted, _) => Err(CreateError::NoFreeAddress(cluster_id)),
+            (Taken::Used(by), wish) => {
+                Err(CreateError::AddressTaken { ip: wish.map(|(ip, _)| ip).unwrap_or_default(), by })
+            }
+        }
+    }
+}
+
+/// The payload's VMID is binding; without one, or after one had to be given up,
+/// the lowest free of the cluster's range.
+async fn take_vmid(
+    tx: &mut Tx,
+    wanted: Wanted<'_>,
+    survey: &Survey,
+    cluster_id: i32,
+    pod_id: Uuid,
+    generation: i32,
+) -> Result<i32, CreateError> {
+    let vmid = match (wanted.spec.vmid, wanted.moved_from) {
+        (Some(vmid), None) => int(vmid),
+        _ => pods::free_vmid(tx, cluster_id, &survey.vmids())
+            .await?
+            .ok_or(CreateError::NoFreeVmid(cluster_id))?,
+    };
+    pods::take_vmid(tx, cluster_id, vmid, pod_id, generation)
+        .await?
+        .map_err(|by| CreateError::VmidTaken { vmid: u32::try_from(vmid).unwrap_or_default(), by })?;
+    Ok(vmid)
+}
+
+fn is_vmid_clash(error: &DbError) -> bool {
+    error.sqlstate().as_deref() == Some("23505")
+        && error.constraint().is_some_and(|constraint| constraint.contains("vmid"))
+}
+
+fn text_of(spec: &Value, id: Uuid, field: &'static str) -> Result<Option<String>, CreateError> {
+    match spec.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) if text.len() <= 255 && !text.contains(char::is_whitespace) => {
+            Ok(Some(text.clone()))
+        }
+        Some(_) => {
+            Err(CreateError::BadBlueprint { id, field, problem: "must be text without blanks".to_owned() })
+        }
+    }
+}
+
+fn size(spec: &CreateSpec) -> Size {
+    Size { cores: spec.cores.into(), memory_mb: spec.memory_mb.into(), disk_gb: spec.disk_gb.into() }
+}
+
+fn wanted_amount(spec: &CreateSpec) -> Amount {
+    Amount {
+        pods: 1,
+        cores: spec.cores.into(),
+        memory_mb: spec.memory_mb.into(),
+        disk_gb: spec.disk_gb.into(),
+    }
+}
+
+/// Checked ranges are below two thousand million.
+fn int(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+impl From<Option<db::quota::LimitRow>> for Limits {
+    fn from(row: Option<db::quota::LimitRow>) -> Self {
+        row.map_or(quota::WITHOUT_ROW, |row| Self {
+            pods: row.max_cloud_pods.into(),
+            cores: row.max_cpu_cores.into(),
+            memory_mb: row.max_ram_mb.into(),
+            disk_gb: row.max_disk_gb.into(),
+        })
+    }
+}
+
+impl From<db::quota::UsageRow> for Amount {
+    fn from(row: db::quota::UsageRow) -> Self {
+        Self { pods: row.pods, cores: row.cores, memory_mb: row.memory_mb, disk_gb: row.disk_gb }
+    }
+}
