@@ -324,14 +324,22 @@ async fn an_outcome_that_a_broken_key_refuses_leaves_its_job_to_be_rescued() {
     let bench = Bench::start().await;
     for (key, attempts) in [("completed", 0), ("failed", 1), ("delayed", 2)] {
         let queue = format!("broken-{key}");
-        let _: () = bench.ask(&format!("SET bull:{queue}:{key} x")).await;
         let options = EnqueueOptions::new().attempts(attempts).backoff(Backoff::fixed(20));
         let job = bench.queue(&queue).enqueue("a", &json!({}), options).await.unwrap();
-        let does = handler_fn(move |_: JobContext, _: Value| async move {
-            if attempts == 0 { Ok(()) } else { Err(JobError::retry("as told")) }
+        let gate = Gate::closed();
+        let held = gate.clone();
+        let does = handler_fn(move |ctx: JobContext, data: Value| {
+            let held = held.stubborn();
+            async move {
+                let attempt = held.run(&ctx, data).await?;
+                if attempts == 0 { Ok(attempt) } else { Err(JobError::retry("as told")) }
+            }
         });
         let sweep = Duration::from_millis(100);
         let worker = bench.worker(&queue).stalled_interval(sweep).handle_any(does).start().unwrap();
+        gate.started(1).await;
+        let _: () = bench.ask(&format!("SET bull:{queue}:{key} x")).await;
+        gate.open();
         eventually("an attempt that is over", PATIENCE, || async {
             let stats = worker.stats();
             if stats.completed + stats.failed == 1 && stats.unwritten == 0 {
