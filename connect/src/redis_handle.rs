@@ -149,6 +149,24 @@ impl Redis {
         Ok(conn)
     }
 
+    /// Asks the server for a sign of life, as someone whom it lets in.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn check(&self) -> Result<(), ConnectError> {
+        let mut shared = self.shared().await?;
+        match redis::cmd("PING").query_async::<()>(&mut shared.conn).await {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                self.report(&shared, &source).await;
+                Err(ConnectError::from_redis(self.endpoint(), source))
+            }
+        }
+    }
+
     /// Waits until the server answers; says so while it does not.
     ///
     /// # Errors
@@ -159,16 +177,7 @@ impl Redis {
     pub async fn wait_until_up(&self) -> Result<(), ConnectError> {
         let mut pauses = reconnect_pauses();
         loop {
-            let error = match self.shared().await {
-                Ok(mut shared) => match redis::cmd("PING").query_async::<()>(&mut shared.conn).await {
-                    Ok(()) => return Ok(()),
-                    Err(source) => {
-                        self.report(&shared, &source).await;
-                        ConnectError::from_redis(self.endpoint(), source)
-                    }
-                },
-                Err(error) => error,
-            };
+            let Err(error) = self.check().await else { return Ok(()) };
             if !error.is_retryable() {
                 return Err(error);
             }

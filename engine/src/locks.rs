@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a renewal that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// A lock that lives shorter than this many of them is retried that much sooner.
+const RETRIES_IN_A_LOCK: u32 = 10;
 
 /// One lock we hold.
 #[derive(Debug)]
@@ -145,8 +147,8 @@ impl LockKeeper {
     fn not_renewed(&self, ring: u64, now: Instant) {
         let mut rings = self.rings();
         let Some(ring) = rings.get_mut(&ring) else { return };
-        ring.due = now + RETRY_PAUSE;
         let lock = ring.lock;
+        ring.due = now + RETRY_PAUSE.min(lock / RETRIES_IN_A_LOCK);
         let queue = ring.keys.queue().clone();
         ring.held.retain(|id, held| {
             let expired = now.duration_since(held.proven) > lock;
@@ -236,7 +238,11 @@ async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
         let now = Instant::now();
         for DueRing { ring, keys, lock, held } in changed.take_due(now) {
             for chunk in held.chunks(LOCKS_PER_CALL) {
-                match renew(&redis, &mut conn, &keys, lock, chunk).await {
+                // A frozen server is given up before the locks have expired.
+                let patience = RENEWAL_TIMEOUT.min(lock / 2);
+                let renewal = renew(&redis, &mut conn, &keys, lock, chunk);
+                let renewed = tokio::time::timeout(patience, renewal).await;
+                match renewed.unwrap_or_else(|_| Err(format!("no answer within {patience:?}"))) {
                     Ok(lost) => changed.renewed(ring, chunk, &lost, now),
                     Err(error) => {
                         tracing::warn!(queue = %keys.queue(), error, "locks could not be renewed");

@@ -348,11 +348,7 @@ impl Pump {
         fetching: Option<LockToken>,
     ) {
         let queue = self.shared.keys.queue();
-        let transient = match &error {
-            ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
-            ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
-        };
-        if transient {
+        if is_transient(&error) {
             tracing::warn!(%queue, %error, outcomes = batch.len(), "Redis did not take the call; trying again");
             let uncertain = !error.is_not_done();
             if uncertain && let Some(token) = fetching {
@@ -369,7 +365,7 @@ impl Pump {
         // A key of the queue or of a job has a wrong form. Find whose it is, so that
         // one broken job does not hold up the rest.
         tracing::error!(%queue, %error, "a key of this queue is not as BullMQ leaves it");
-        let alone = batch.len() == 1;
+        let alone = batch.len() == 1 && fetching.is_none();
         for mut outgoing in batch {
             let id = outgoing.finish.id.clone();
             // The script may have come that far before it met the broken key.
@@ -383,6 +379,7 @@ impl Pump {
                 Ok(finished) => {
                     self.written(&outgoing, finished.results.into_iter().next().and_then(Result::err))
                 }
+                Err(error) if is_transient(&error) => self.outgoing.push(outgoing),
                 Err(error) => {
                     self.shared.locks.release(&id, &outgoing.finish.token);
                     tracing::error!(%queue, job.id = %id, %error, "the job's outcome cannot be written; its keys need a look");
@@ -416,6 +413,14 @@ impl Drop for Pump {
 async fn until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at.into()).await;
+    }
+}
+
+/// Whether the same call may succeed later.
+fn is_transient(error: &ScriptError) -> bool {
+    match error {
+        ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
+        ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
     }
 }
 

@@ -232,6 +232,30 @@ async fn locks_are_renewed_while_redis_is_out_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_cannot_be_renewed_cancels_its_attempt_in_time() {
+    let bench = Bench::start().await;
+    bench.queue("q").enqueue("a", &json!({}), EnqueueOptions::new()).await.unwrap();
+    let (told, mut cancelled) = tokio::sync::mpsc::unbounded_channel();
+    let waits = handler_fn(move |ctx: JobContext, _: Value| {
+        let told = told.clone();
+        async move {
+            told.send(Instant::now()).unwrap();
+            ctx.cancelled().cancelled().await;
+            told.send(Instant::now()).unwrap();
+            Ok::<_, JobError>("too late")
+        }
+    });
+    let worker = bench.worker("q").lock(LOCK).handle_any(waits).start().unwrap();
+    let began = cancelled.recv().await.unwrap();
+    bench.server.sigstop().unwrap();
+    let ended = cancelled.recv().await.unwrap() - began;
+    bench.server.sigcont().unwrap();
+    assert!(ended < LOCK * 4, "the lock lives {LOCK:?}, the attempt was cancelled after {ended:?}");
+    worker.stop(PATIENCE).await;
+    assert!(bench.event_ids("q", "completed").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_jobs_keep_their_locks_over_several_renewals() {
     let bench = Bench::start().await;
     let queue = bench.queue("q");

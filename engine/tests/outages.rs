@@ -14,7 +14,7 @@ use common::{Bench, Gate, PATIENCE, completed, echo, proxy::Wire};
 use mpanel_engine::{
     Engine, EngineError, Handler, JobContext, JobError, WorkerBuilder, admin::Counts, handler_fn,
 };
-use mpanel_producer::{BulkJob, EnqueueOptions};
+use mpanel_producer::{Backoff, BulkJob, EnqueueOptions};
 use mpanel_protocol::ids::JobId;
 use mpanel_testkit::{RedisServer, eventually};
 use serde_json::{Value, json};
@@ -59,6 +59,16 @@ async fn all_finished_once(bench: &Bench, effects: &Effects, ids: &[JobId]) {
     assert!(bench.event_ids("q", "failed").await.is_empty());
     let locks: Vec<String> = bench.ask("KEYS bull:q:*:lock").await;
     assert!(locks.is_empty(), "{locks:?}");
+}
+
+/// The stalled check of a worker that has just started is over.
+async fn swept(bench: &Bench) {
+    eventually("the first stalled check", PATIENCE, || async {
+        let swept: bool = bench.ask("EXISTS bull:q:stalled-check").await;
+        if swept { Ok(()) } else { Err("none".to_owned()) }
+    })
+    .await
+    .unwrap();
 }
 
 async fn half_done(effects: &Effects, of: usize) {
@@ -193,6 +203,7 @@ async fn jobs_of_a_fetch_whose_answer_was_lost_go_back_in_line_without_a_stall()
     // The locks outlive the test: only giving back can bring the jobs to light.
     let worker = engine.worker("q").unwrap().concurrency(4).handle_any(echo()).start().unwrap();
     bench.asleep(1).await;
+    swept(&bench).await;
     wire.lose_next_answer();
     let ids = load(&bench, 4).await;
     wire.lost().await;
@@ -213,6 +224,7 @@ async fn an_outcome_whose_acknowledgement_was_lost_is_written_once() {
     let worker = engine.worker("q").unwrap().handle_any(gate.stubborn()).start().unwrap();
     let ids = load(&bench, 2).await;
     gate.started(1).await;
+    swept(&bench).await;
     wire.lose_next_answer();
     gate.open();
     wire.lost().await;
@@ -278,6 +290,72 @@ async fn a_wrong_type_anywhere_in_a_queue_loses_no_job() {
         }
         let worker = bench.worker(&queue).stalled_interval(short).handle_any(echo()).start().unwrap();
         bench.counts_become(&queue, completed(5)).await;
+        worker.stop(PATIENCE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_is_written_though_the_fetch_beside_it_meets_a_broken_key() {
+    let bench = Bench::start().await;
+    let ids = load(&bench, 1).await;
+    let gate = Gate::closed();
+    let worker = bench.worker("q").handle_any(gate.stubborn()).start().unwrap();
+    gate.started(1).await;
+    let _: () = bench.ask("SET bull:q:prioritized x").await;
+    gate.open();
+    eventually("a written outcome", PATIENCE, || async {
+        let completed: u64 = bench.ask("ZCARD bull:q:completed").await;
+        if completed == 1 { Ok(()) } else { Err(format!("{completed} completed")) }
+    })
+    .await
+    .unwrap();
+    let active: u64 = bench.ask("LLEN bull:q:active").await;
+    let locks: bool = bench.ask(&format!("EXISTS bull:q:{}:lock", ids[0])).await;
+    assert_eq!((active, locks), (0, false));
+    let _: () = bench.ask("DEL bull:q:prioritized").await;
+    bench.each_has_one_event("q", "completed", &ids).await;
+    load(&bench, 1).await;
+    bench.counts_become("q", completed(2)).await;
+    worker.stop(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_that_a_broken_key_refuses_leaves_its_job_to_be_rescued() {
+    let bench = Bench::start().await;
+    for (key, attempts) in [("completed", 0), ("failed", 1), ("delayed", 2)] {
+        let queue = format!("broken-{key}");
+        let options = EnqueueOptions::new().attempts(attempts).backoff(Backoff::fixed(20));
+        let job = bench.queue(&queue).enqueue("a", &json!({}), options).await.unwrap();
+        let gate = Gate::closed();
+        let held = gate.clone();
+        let does = handler_fn(move |ctx: JobContext, data: Value| {
+            let held = held.stubborn();
+            async move {
+                let attempt = held.run(&ctx, data).await?;
+                if attempts == 0 { Ok(attempt) } else { Err(JobError::retry("as told")) }
+            }
+        });
+        let sweep = Duration::from_millis(100);
+        let worker = bench.worker(&queue).stalled_interval(sweep).handle_any(does).start().unwrap();
+        gate.started(1).await;
+        let _: () = bench.ask(&format!("SET bull:{queue}:{key} x")).await;
+        gate.open();
+        eventually("an attempt that is over", PATIENCE, || async {
+            let stats = worker.stats();
+            if stats.completed + stats.failed == 1 && stats.unwritten == 0 {
+                Ok(())
+            } else {
+                Err(format!("{stats:?}"))
+            }
+        })
+        .await
+        .unwrap();
+        worker.stop(PATIENCE).await;
+        let active: Vec<String> = bench.ask(&format!("LRANGE bull:{queue}:active 0 -1")).await;
+        assert_eq!(active, [job.id().as_str()], "{key}");
+        let _: () = bench.ask(&format!("DEL bull:{queue}:{key} bull:{queue}:{}:lock", job.id())).await;
+        let worker = bench.worker(&queue).stalled_interval(sweep).handle_any(echo()).start().unwrap();
+        bench.counts_become(&queue, completed(1)).await;
         worker.stop(PATIENCE).await;
     }
 }

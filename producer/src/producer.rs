@@ -85,6 +85,7 @@ impl ProducerBuilder {
     /// # Errors
     /// [`EnqueueError::Connect`].
     pub async fn connect(self) -> Result<Producer, EnqueueError> {
+        self.redis.check().await?;
         let mut shared = self.redis.shared().await?;
         let clock = match self.clock {
             Some(clock) => clock,

@@ -26,7 +26,9 @@ local codes = {}
 -- Read for all what is read for each: locks, and whether any job here is a parent.
 local lockKeys, familyKeys = {}, {}
 local promoteFirst = false
+local kinds = {}
 for i = 1, n do
+  kinds[items[i][1]] = true
   local key = P .. items[i][2]
   lockKeys[i] = key .. ":lock"
   familyKeys[2 * i - 1] = key .. ":dependencies"
@@ -37,6 +39,16 @@ local locks, families = {}, 0
 if n > 0 then
   locks = call("MGET", unpack(lockKeys))
   families = call("EXISTS", unpack(familyKeys))
+  -- A key of a wrong type must fail the call before the first job leaves `active`:
+  -- a script that fails half way is not undone.
+  if kinds[COMPLETE] then call("ZCARD", P .. "completed") end
+  if kinds[FAIL] then call("ZCARD", P .. "failed") end
+  if kinds[DELAY] or kinds[SNOOZE] then call("ZCARD", P .. "delayed") end
+  if kinds[RETRY] or kinds[RELEASE] then
+    call("LLEN", targetList(q))
+    call("ZCARD", P .. "prioritized")
+    call("ZCARD", P .. "marker")
+  end
   trimEvents(q)
 end
 if promoteFirst then promoteDue(q, now) end

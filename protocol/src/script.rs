@@ -106,9 +106,20 @@ impl Script {
         meta_key: &str,
         argument: &[u8],
     ) -> Result<T, ScriptError> {
-        let mut invocation = self.inner.prepare_invoke();
-        invocation.key(meta_key).arg(argument);
-        invocation.invoke_async(conn).await.map_err(|source| ScriptError::Redis { script: self.name, source })
+        let by = |command, script: &str| {
+            let mut cmd = redis::cmd(command);
+            cmd.arg(script).arg(1).arg(meta_key).arg(argument);
+            cmd
+        };
+        let outcome = match by("EVALSHA", self.inner.get_hash()).query_async(conn).await {
+            // The text travels with the call: a server that forgets between a load
+            // and the call after it would refuse again.
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                by("EVAL", &self.source).query_async(conn).await
+            }
+            outcome => outcome,
+        };
+        outcome.map_err(|source| ScriptError::Redis { script: self.name, source })
     }
 }
 
