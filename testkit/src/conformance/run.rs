@@ -32,6 +32,7 @@ use mpanel_protocol::{
     outcome::{JobOpError, Refusal},
     peer::Peer,
     script::ScriptError,
+    state::JobState,
     time::{Clock, TimestampMs},
 };
 use serde_json::{Map, Value, json};
@@ -376,7 +377,8 @@ impl Runner<'_> {
             "add" => {
                 let (handle, _) = self.open(queue).await?;
                 let options = self.options(step.get("opts"))?;
-                let data = js::normalised(step.get("data").unwrap_or(&empty));
+                // The oracle's `data ?? {}`.
+                let data = js::normalised(step.get("data").filter(|d| !d.is_null()).unwrap_or(&empty));
                 let enqueued = handle.enqueue(text(step, "name").unwrap_or_default(), &data, options).await?;
                 Ok(json!(mask(enqueued.id().as_str())))
             }
@@ -403,7 +405,9 @@ impl Runner<'_> {
                 } else {
                     self.failure(&job, &Self::failure_of(step))?
                 };
-                let (_, next) = self.finish(queue, job.id, token, transition, flag("fetchNext")).await?;
+                // Node's immediate retry never fetches.
+                let fetch_next = flag("fetchNext") && !matches!(transition, Transition::RetryNow { .. });
+                let (_, next) = self.finish(queue, job.id, token, transition, fetch_next).await?;
                 Ok(json!({ "next": next.and_then(|f| f.jobs.first().map(view)) }))
             }
             "process" => {
@@ -574,6 +578,7 @@ impl Runner<'_> {
                 self.delete(self.keys(queue)?.dedup(id()?.as_str())).await
             }
             "extendLock" => {
+                self.job(queue, step).await?;
                 let held = [(id()?, LockToken::new(token))];
                 let keys = self.keys(queue)?;
                 let lost =
@@ -583,7 +588,11 @@ impl Runner<'_> {
             }
             "state" => {
                 let (_, admin) = self.open(queue).await?;
-                Ok(json!(admin.state(&id()?).await?.map_or("unknown", |s| s.as_str())))
+                // Node calls a job in `paused` waiting; ours says which list.
+                Ok(json!(match admin.state(&id()?).await? {
+                    Some(JobState::Paused) => "waiting",
+                    state => state.map_or("unknown", JobState::as_str),
+                }))
             }
             "counts" => {
                 let (_, admin) = self.open(queue).await?;
