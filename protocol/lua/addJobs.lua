@@ -67,6 +67,10 @@ for i = 1, #jobs do
     local holder
     if dedup then
       flush()
+      if anyDelayed then -- the job may take a delayed one away: its wake-up comes first
+        wakeDelayed(q)
+        anyDelayed = false
+      end
       holder = claimDedup(q, id, dedup, job, now)
     end
     if holder then

@@ -11,11 +11,7 @@
 local now, peer, id = unpack(cmsgpack.unpack(ARGV[1]))
 local key = P .. id
 if call("EXISTS", key .. ":lock") == 1 then return 0 end
-local rjk = call("HGET", key, "rjk")
-if rjk then
-  local score = call("ZSCORE", P .. "repeat", rjk)
-  if score and id == "repeat:" .. rjk .. ":" .. score then return -8 end
-end
+if isCurrentIteration({ P = P }, id) then return -8 end
 local prev
 if call("EXISTS", key) == 1 then
   local q = openQueue(P, peer)

@@ -142,7 +142,7 @@ scripts! {
     /// `lua/updateJob.lua`
     UPDATE_JOB = "updateJob" ["queue"];
     /// `lua/reprocessJob.lua`
-    REPROCESS_JOB = "reprocessJob" ["queue"];
+    REPROCESS_JOB = "reprocessJob" ["queue", "push"];
     /// `lua/requeueJobs.lua`
     REQUEUE_JOBS = "requeueJobs" ["queue"];
     /// `lua/promoteJob.lua`
@@ -156,7 +156,13 @@ scripts! {
     /// `lua/resumeQueue.lua`
     RESUME_QUEUE = "resumeQueue" ["queue"];
     /// `lua/removeJob.lua`
-    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove"];
+    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/drainQueue.lua`
+    DRAIN_QUEUE = "drainQueue" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/cleanJobs.lua`
+    CLEAN_JOBS = "cleanJobs" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/obliterateQueue.lua`
+    OBLITERATE_QUEUE = "obliterateQueue" ["queue", "push", "parents", "remove"];
     /// `lua/jobState.lua`
     JOB_STATE = "jobState" ["queue"];
 }

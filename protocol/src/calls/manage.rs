@@ -229,9 +229,19 @@ pub async fn pause_queue(
 ///
 /// # Errors
 /// [`ScriptError`]; calling again goes on where it stopped.
-pub async fn resume_queue(conn: &mut impl ConnectionLike, keys: &QueueKeys) -> Result<(), ScriptError> {
-    let argument = wire::pack(&(CHUNK * 20,))?;
-    while RESUME_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+pub async fn resume_queue(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+) -> Result<(), ScriptError> {
+    let mut moved = false;
+    while RESUME_QUEUE
+        .call::<i64>(conn, keys.meta(), &wire::pack(&(peer, CHUNK * 20, moved))?)
+        .await?
+        == 1
+    {
+        moved = true;
+    }
     Ok(())
 }
 

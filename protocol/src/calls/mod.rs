@@ -6,3 +6,4 @@ pub mod fetch;
 pub mod finish;
 pub mod locks;
 pub mod manage;
+pub mod sweep;

@@ -136,7 +136,7 @@ impl Generator {
             dedup["ttl"] = json!(self.pick(&[60_000, 600_000]));
         }
         for (name, p) in
-            [("extend", 0.25), ("replace", 0.3), ("keepLastIfActive", 0.25)]
+            [("extend", 0.25), ("replace", 0.3), ("keepLastIfActive", 0.25), ("reschedule", 0.15)]
         {
             if self.chance(p) {
                 dedup[name] = json!(true);
@@ -387,7 +387,14 @@ impl Generator {
 
     fn manage_queue(&mut self) {
         let (id, token) = self.active();
-        let step = match self.rng.u32(..32) {
+        let step = match self.rng.u32(..38) {
+            32 | 33 => json!({"op": "drain", "delayed": self.chance(0.5)}),
+            34..37 => {
+                let state = self.pick(&["completed", "failed", "wait", "active", "delayed", "prioritized", "paused"]);
+                json!({"op": "clean", "type": state, "grace": self.pick(&[0, 0, 50, 1000]),
+                    "limit": self.pick(&[0, 0, 1, 2])})
+            }
+            37 => json!({"op": "obliterate", "force": self.chance(0.7)}),
             0..4 => json!({"op": "pause"}),
             4..9 => json!({"op": "resume"}),
             9..11 => json!({"op": "rateLimit", "ms": self.pick(&[30_000, 60_000])}),
@@ -402,6 +409,9 @@ impl Generator {
                 if self.chance(0.3) {
                     step["count"] = json!(self.rng.i64(1..3));
                 }
+                if self.chance(0.2) {
+                    step["timestamp"] = json!(1_700_000_000_000_i64 + self.pick(&[0, 1000, 100_000]));
+                }
                 step
             }
             28..30 => json!({"op": "promoteJobs"}),
@@ -414,7 +424,8 @@ impl Generator {
         let all = self.guess().ids.clone();
         let step = match self.rng.u32(..6) {
             0..3 => json!({"op": "state", "id": self.id(&all)}),
-            3..5 => json!({"op": "counts"}),
+            3 => json!({"op": "counts"}),
+            4 => json!({"op": "counts", "types": ["waiting", "failed", "prioritized", "paused", "active"]}),
             _ => json!({"op": "dump"}),
         };
         self.push(step);

@@ -24,6 +24,7 @@ use mpanel_protocol::{
         finish::{Finish, FinishNote, Transition, finish_jobs},
         locks::{Sweep, extend_locks, rescue_stalled},
         manage::{self, FinalState, Removal, Reprocess, Update},
+        sweep::{Cleanable, Obliterated},
     },
     ids::{JobId, LockToken, Prefix, QueueName},
     job::FetchedJob,
@@ -530,6 +531,33 @@ impl Runner<'_> {
                 let (_, admin) = self.open(queue).await?;
                 admin.resume().await?;
                 Ok(json!("ok"))
+            }
+            "drain" => {
+                let (_, admin) = self.open(queue).await?;
+                admin.drain(flag("delayed"), self.clock.now()).await?;
+                Ok(json!("ok"))
+            }
+            "clean" => {
+                let (_, admin) = self.open(queue).await?;
+                let limit = u32::try_from(number(step, "limit").unwrap_or(0)).unwrap_or(0);
+                let Some(state) = Cleanable::from_word(text(step, "type").unwrap_or("completed")) else {
+                    return Err(StepError::new("no such state to clean"));
+                };
+                let mut ids: Vec<String> = admin
+                    .clean(state, span(step, "grace", 0), limit, self.clock.now())
+                    .await?
+                    .iter()
+                    .map(|id| mask(id.as_str()))
+                    .collect();
+                ids.sort();
+                Ok(json!(ids))
+            }
+            "obliterate" => {
+                let (_, admin) = self.open(queue).await?;
+                match admin.obliterate(flag("force"), self.clock.now()).await? {
+                    Obliterated::Gone => Ok(json!("ok")),
+                    other => Err(StepError::new(format!("{other:?}"))),
+                }
             }
             "rateLimit" => {
                 let (_, admin) = self.open(queue).await?;
