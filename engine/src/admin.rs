@@ -5,6 +5,7 @@
 use mpanel_connect::{ConnectError, Redis};
 use mpanel_protocol::{
     calls::{
+        flow,
         manage::{self, FinalState, Removal, Reprocess},
         sweep::{self, Cleanable, Obliterated},
     },
@@ -227,13 +228,32 @@ impl QueueAdmin {
         Ok(manage::reprocess_job(&mut shared.conn, &self.keys, self.peer, id, from, how).await?)
     }
 
-    /// Takes a job away unless a worker holds it.
+    /// Takes a job away unless a worker holds it, with everything below it in a
+    /// flow unless a worker holds one of those.
     ///
     /// # Errors
     /// [`AdminError`].
     pub async fn remove(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
         let mut shared = self.redis.shared().await?;
-        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id).await?)
+        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, true).await?)
+    }
+
+    /// Takes a job away unless a worker holds it; its children stay.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn remove_alone(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, false).await?)
+    }
+
+    /// Lets a parent no longer wait for the job; `false` when it did not.
+    ///
+    /// # Errors
+    /// [`AdminError`]; [`AdminError::Job`] when job or parent is missing.
+    pub async fn forget_parent(&self, id: &JobId, now: TimestampMs) -> Result<bool, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(flow::forget_parent(&mut shared.conn, &self.keys, self.peer, now, id).await?)
     }
 
     /// Takes away everything in line, with `delayed` also what waits for a time.

@@ -24,10 +24,12 @@
 
 mod batch;
 mod error;
+mod flow;
 mod options;
 mod producer;
 
 pub use error::EnqueueError;
+pub use flow::{ChildFailure, FlowJob, FlowNode};
 pub use mpanel_protocol::{
     backoff::Backoff,
     ids::{JobId, Prefix, QueueName},

@@ -211,7 +211,14 @@ impl Generator {
     fn job(&mut self) -> (Value, Value, Map<String, Value>) {
         let name = self.pick(&["mail", "scan", "ü/x"]);
         let data = self.value();
-        let opts = self.options(true);
+        let mut opts = self.options(true);
+        if self.chance(0.05) {
+            let which = self.rng.usize(..2);
+            let ids = self.queues[which].ids.clone();
+            if !ids.is_empty() {
+                opts.insert("parent".into(), json!({"id": self.pick(&ids), "queue": format!("conf:{}", QUEUES[which])}));
+            }
+        }
         let id = opts.get("jobId").and_then(Value::as_str).map(ToOwned::to_owned);
         let delayed = opts.get("delay").and_then(Value::as_i64).unwrap_or(0) > 0;
         let guess = self.guess();
@@ -222,6 +229,58 @@ impl Generator {
             if delayed { guess.delayed.push(id) } else { guess.line.push(id) }
         }
         (json!(name), data, opts)
+    }
+
+    /// A flow of up to three levels. A node has at most one child in its own queue
+    /// and one in the other: Redis gives the members of a set in no fixed order.
+    fn flow(&mut self) {
+        let flow = self.node(0);
+        self.steps.push(json!({"op": "flow", "flow": flow}));
+    }
+
+    fn node(&mut self, depth: usize) -> Value {
+        let queue = QUEUES[self.which];
+        let mut opts = self.options(false);
+        let guess = self.guess();
+        guess.counter += 1;
+        let mut id = format!("{queue}-{}", guess.counter);
+        if self.chance(0.15) {
+            id = self.pick(&CUSTOM_IDS).to_owned();
+        }
+        opts.insert("jobId".into(), json!(id));
+        if depth > 0 && self.chance(0.6) {
+            let policy = self.pick(&[
+                "failParentOnFailure",
+                "continueParentOnFailure",
+                "ignoreDependencyOnFailure",
+                "removeDependencyOnFailure",
+            ]);
+            opts.insert(policy.into(), json!(true));
+        }
+        let mut node = json!({"name": "node", "queueName": queue, "opts": opts});
+        if self.chance(0.7) {
+            node["data"] = self.value();
+        }
+        let mut children = Vec::new();
+        if depth == 0 || (depth == 1 && self.chance(0.25)) {
+            for _ in 0..self.rng.usize(1..3) {
+                children.push(self.node(depth + 1));
+                self.which = 1 - self.which;
+            }
+        }
+        let leaf = children.is_empty();
+        if !leaf {
+            node["children"] = json!(children);
+            self.which = usize::from(queue == QUEUES[1]);
+        }
+        let guess = self.guess();
+        if !guess.ids.contains(&id) {
+            guess.ids.push(id.clone());
+        }
+        if leaf {
+            guess.line.push(id);
+        }
+        node
     }
 
     /// An id: from the list that fits, mostly.
@@ -266,10 +325,11 @@ impl Generator {
 
     fn step(&mut self) {
         match self.rng.u32(..100) {
-            0..18 => {
+            0..16 => {
                 let (name, data, opts) = self.job();
                 self.push(json!({"op": "add", "name": name, "data": data, "opts": opts}));
             }
+            16 | 17 => self.flow(),
             18..22 => {
                 let jobs: Vec<Value> = (0..self.rng.usize(1..4))
                     .map(|_| {
@@ -312,7 +372,8 @@ impl Generator {
     fn finish(&mut self) {
         let (id, token) = self.active();
         let mut step = json!({"id": id, "token": token});
-        match self.rng.u32(..16) {
+        match self.rng.u32(..17) {
+            16 => step["op"] = json!("moveToWaitingChildren"),
             0..6 => {
                 step["op"] = json!("complete");
                 if self.chance(0.8) {
@@ -350,7 +411,8 @@ impl Generator {
         let guess = self.guess();
         let (line, delayed, finished) = (guess.line.clone(), guess.delayed.clone(), guess.finished.clone());
         let all = guess.ids.clone();
-        let step = match self.rng.u32(..16) {
+        let step = match self.rng.u32(..17) {
+            16 => json!({"op": "removeChildDependency", "id": self.id(&all)}),
             0..3 => {
                 let mut step = json!({"op": "retry", "id": self.id(&finished),
                     "state": self.pick(&["failed", "failed", "completed"])});
@@ -379,7 +441,8 @@ impl Generator {
                 if self.chance(0.7) {
                     self.guess().forget(&id);
                 }
-                json!({"op": "remove", "id": id})
+                let children = self.chance(0.7);
+                json!({"op": "remove", "id": id, "options": {"removeChildren": children}})
             }
         };
         self.push(step);

@@ -17,7 +17,7 @@ use mpanel_engine::{
     handler::FinalCause,
     outcome::{Again, AttemptFailure, OutcomePolicy, after_failure, after_success},
 };
-use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, Producer, QueueProducer};
+use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, FlowJob, FlowNode, Producer, QueueProducer};
 use mpanel_protocol::{
     calls::{
         fetch::{FetchSpec, Fetched, RateLimit, fetch_jobs},
@@ -258,6 +258,21 @@ impl Runner<'_> {
             return Err(StepError::new("legacy repeatables are not served yet"));
         }
         js::job_options(merged).map(EnqueueOptions::from).map_err(StepError::new)
+    }
+
+    fn flow(&self, node: &Value) -> Result<FlowJob, StepError> {
+        let text = |name: &str| node[name].as_str().unwrap_or_default();
+        // Defaults of a Queue do not reach a FlowProducer.
+        let options = js::job_options(node["opts"].as_object().cloned().unwrap_or_default())
+            .map_err(StepError::new)?;
+        let mut flow = FlowJob::new(text("name"), text("queueName")).options(options.into());
+        if let Some(data) = node.get("data") {
+            flow = flow.data(js::normalised(data))?;
+        }
+        for child in node["children"].as_array().into_iter().flatten() {
+            flow = flow.child(self.flow(child)?);
+        }
+        Ok(flow)
     }
 
     async fn fetch(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
@@ -520,7 +535,19 @@ impl Runner<'_> {
             }
             "remove" => {
                 let (_, admin) = self.open(queue).await?;
-                Ok(json!(i64::from(admin.remove(&id()?, self.clock.now()).await? == Removal::Removed)))
+                let now = self.clock.now();
+                let alone = step.get("options").is_some_and(|o| o["removeChildren"] == false);
+                let removal =
+                    if alone { admin.remove_alone(&id()?, now).await? } else { admin.remove(&id()?, now).await? };
+                Ok(json!(i64::from(removal == Removal::Removed)))
+            }
+            "flow" => {
+                let flow = self.flow(step.get("flow").unwrap_or(&Value::Null))?;
+                Ok(flow_ids(&self.producer.enqueue_flow(flow).await?))
+            }
+            "removeChildDependency" => {
+                let (_, admin) = self.open(queue).await?;
+                Ok(json!(admin.forget_parent(&id()?, self.clock.now()).await?))
             }
             "pause" => {
                 let (_, admin) = self.open(queue).await?;
@@ -657,6 +684,11 @@ impl Runner<'_> {
         let deleted: i64 = redis::cmd("DEL").arg(key).query_async(&mut self.conn().await?).await?;
         Ok(json!(deleted))
     }
+}
+
+fn flow_ids(node: &FlowNode) -> Value {
+    let children: Vec<Value> = node.children.iter().map(flow_ids).collect();
+    json!({ "id": mask(node.id.as_str()), "children": children })
 }
 
 fn final_state(name: Option<&str>) -> FinalState {
