@@ -4,7 +4,11 @@
 
 use mpanel_connect::{ConnectError, Redis};
 use mpanel_protocol::{
-    calls::manage::{self, FinalState, Removal, Reprocess},
+    calls::{
+        flow,
+        manage::{self, FinalState, Removal, Reprocess},
+        sweep::{self, Cleanable, Obliterated},
+    },
     ids::{JobId, Prefix, QueueName},
     job::FetchedJob,
     keys::QueueKeys,
@@ -161,7 +165,7 @@ impl QueueAdmin {
     /// [`AdminError`].
     pub async fn resume(&self) -> Result<(), AdminError> {
         let mut shared = self.redis.shared().await?;
-        Ok(manage::resume_queue(&mut shared.conn, &self.keys).await?)
+        Ok(manage::resume_queue(&mut shared.conn, &self.keys, self.peer).await?)
     }
 
     /// Lets no worker start a job for `pause` (only queues with a limit heed it).
@@ -224,13 +228,69 @@ impl QueueAdmin {
         Ok(manage::reprocess_job(&mut shared.conn, &self.keys, self.peer, id, from, how).await?)
     }
 
-    /// Takes a job away unless a worker holds it.
+    /// Takes a job away unless a worker holds it, with everything below it in a
+    /// flow unless a worker holds one of those.
     ///
     /// # Errors
     /// [`AdminError`].
     pub async fn remove(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
         let mut shared = self.redis.shared().await?;
-        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id).await?)
+        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, true).await?)
+    }
+
+    /// Takes a job away unless a worker holds it; its children stay.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn remove_alone(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, false).await?)
+    }
+
+    /// Lets a parent no longer wait for the job; `false` when it did not.
+    ///
+    /// # Errors
+    /// [`AdminError`]; [`AdminError::Job`] when job or parent is missing.
+    pub async fn forget_parent(&self, id: &JobId, now: TimestampMs) -> Result<bool, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(flow::forget_parent(&mut shared.conn, &self.keys, self.peer, now, id).await?)
+    }
+
+    /// Takes away everything in line, with `delayed` also what waits for a time.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn drain(&self, delayed: bool, now: TimestampMs) -> Result<(), AdminError> {
+        let mut shared = self.redis.shared().await?;
+        Ok(sweep::drain_queue(&mut shared.conn, &self.keys, self.peer, now, delayed).await?)
+    }
+
+    /// Takes away jobs of one state that are at least `grace` old, at most `limit`
+    /// (0: all); gives back their ids.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn clean(
+        &self,
+        state: Cleanable,
+        grace: std::time::Duration,
+        limit: u32,
+        now: TimestampMs,
+    ) -> Result<Vec<JobId>, AdminError> {
+        let mut shared = self.redis.shared().await?;
+        let newest = TimestampMs(now.0.saturating_sub(millis(grace)));
+        Ok(sweep::clean_jobs(&mut shared.conn, &self.keys, self.peer, now, state, newest, limit).await?)
+    }
+
+    /// Pauses the queue and deletes it, with `force` also when jobs are active;
+    /// what waits for children stays.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn obliterate(&self, force: bool, now: TimestampMs) -> Result<Obliterated, AdminError> {
+        self.pause().await?;
+        let mut shared = self.redis.shared().await?;
+        Ok(sweep::obliterate_queue(&mut shared.conn, &self.keys, self.peer, now, force).await?)
     }
 }
 

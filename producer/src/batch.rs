@@ -28,6 +28,15 @@ pub(crate) struct Pending {
     pub(crate) reply: oneshot::Sender<Result<Vec<Added>, EnqueueError>>,
 }
 
+/// What the server has from us already.
+#[derive(Debug, Default)]
+struct Known {
+    /// The queue's `meta`.
+    introduced: bool,
+    /// The script's text.
+    script: bool,
+}
+
 /// The one who talks to Redis for a queue.
 pub(crate) struct Batcher {
     pub(crate) redis: Redis,
@@ -39,7 +48,7 @@ pub(crate) struct Batcher {
 impl Batcher {
     /// Serves callers until the last handle is gone.
     pub(crate) async fn run(self, mut inbox: mpsc::Receiver<Pending>) {
-        let mut introduced = false;
+        let mut known = Known::default();
         while let Some(first) = inbox.recv().await {
             let mut callers = vec![first];
             let mut jobs = callers[0].jobs.len();
@@ -49,12 +58,12 @@ impl Batcher {
                 jobs += next.jobs.len();
                 callers.push(next);
             }
-            self.serve(callers, &mut introduced).await;
+            self.serve(callers, &mut known).await;
         }
     }
 
     /// One round trip for all callers; several script calls when they have many jobs.
-    async fn serve(&self, callers: Vec<Pending>, introduced: &mut bool) {
+    async fn serve(&self, callers: Vec<Pending>, known: &mut Known) {
         let mut replies = Vec::with_capacity(callers.len());
         let mut jobs = Vec::new();
         for caller in callers {
@@ -68,12 +77,13 @@ impl Batcher {
                 }
                 Err(error) => Err(error.into()),
             };
+            known.introduced |= outcome.is_ok();
             for (_, reply) in replies {
                 let _ = reply.send(outcome.clone().map(|()| Vec::new()));
             }
             return;
         }
-        let mut results = self.store(&jobs, introduced).await.into_iter();
+        let mut results = self.store(&jobs, known).await.into_iter();
         for (count, reply) in replies {
             let own: Result<Vec<Added>, EnqueueError> = results.by_ref().take(count).collect();
             // The caller may have gone; its jobs are stored all the same.
@@ -82,14 +92,17 @@ impl Batcher {
     }
 
     /// A result for each job, in order.
-    async fn store(&self, jobs: &[NewJob], introduced: &mut bool) -> Vec<Result<Added, EnqueueError>> {
+    async fn store(&self, jobs: &[NewJob], known: &mut Known) -> Vec<Result<Added, EnqueueError>> {
         let mut shared = match self.redis.shared().await {
             Ok(shared) => shared,
             Err(error) => return vec![Err(error.into()); jobs.len()],
         };
-        if !*introduced && let Err(error) = self.introduce(&mut shared.conn).await {
-            self.redis.report(&shared, &error).await;
-            return vec![Err(EnqueueError::Refused(error.to_string())); jobs.len()];
+        if !known.introduced {
+            if let Err(error) = self.introduce(&mut shared.conn).await {
+                self.redis.report(&shared, &error).await;
+                return vec![Err(EnqueueError::Refused(error.to_string())); jobs.len()];
+            }
+            known.introduced = true;
         }
         let now = self.clock.now();
         let chunks: Vec<&[NewJob]> = jobs.chunks(JOBS_PER_CALL).collect();
@@ -98,7 +111,7 @@ impl Batcher {
         while !rest.is_empty() {
             // The first call of all goes alone: it brings the script to the server,
             // and later ones rely on its being there to stay in order.
-            let window = if *introduced { rest.len().min(CHUNKS_IN_FLIGHT) } else { 1 };
+            let window = if known.script { rest.len().min(CHUNKS_IN_FLIGHT) } else { 1 };
             let (send, later) = rest.split_at(window);
             let calls = send.iter().map(|chunk| {
                 let mut conn = shared.conn.clone();
@@ -107,7 +120,7 @@ impl Batcher {
             for (chunk, outcome) in send.iter().zip(join_all(calls).await) {
                 match outcome {
                     Ok(added) => {
-                        *introduced = true;
+                        known.script = true;
                         results.extend(added.into_iter().map(Ok));
                     }
                     Err(error) => {

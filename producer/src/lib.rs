@@ -29,11 +29,13 @@
 
 mod batch;
 mod error;
+mod flow;
 mod options;
 mod producer;
 mod typed;
 
 pub use error::EnqueueError;
+pub use flow::{ChildFailure, FlowJob, FlowNode};
 pub use mpanel_protocol::{
     backoff::Backoff,
     ids::{JobId, Prefix, QueueName},

@@ -7,10 +7,11 @@ use std::{
 
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::{
-    calls::add::{Added, NewJob},
+    calls::add::{Added, NewJob, ParentRef},
     ids::{JobId, Prefix, QueueName},
     keys::QueueKeys,
     options::JobOptions,
+    outcome::Refusal,
     peer::Peer,
     time::{Clock, TimestampMs},
 };
@@ -130,6 +131,26 @@ impl Producer {
         }
     }
 
+    pub(crate) fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
+    pub(crate) fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    pub(crate) fn size_limit(&self) -> usize {
+        self.size_limit
+    }
+
     /// A handle on one queue. Keep it: calls through one handle travel together.
     ///
     /// # Errors
@@ -198,6 +219,15 @@ pub enum Enqueued {
 }
 
 impl Enqueued {
+    pub(crate) fn from_added(added: Added) -> Result<Self, Refusal> {
+        match added {
+            Added::Stored(id) => Ok(Self::Stored(id)),
+            Added::Duplicate(id) => Ok(Self::Duplicate(id)),
+            Added::Deduplicated(id) => Ok(Self::Deduplicated(id)),
+            Added::Refused(refusal) => Err(refusal),
+        }
+    }
+
     /// The id of the job that runs: this one, or the one that stands for it.
     #[must_use]
     pub fn id(&self) -> &JobId {
@@ -275,26 +305,7 @@ impl QueueProducer {
         data: &D,
         options: JobOptions,
     ) -> Result<NewJob, EnqueueError> {
-        let id = validate(&options)?;
-        let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
-        let own_limit = options.size_limit.filter(|n| *n > 0.0);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; positive")]
-        let limit = own_limit.map_or(self.size_limit, |n| (n as usize).min(self.size_limit));
-        if data.len() > limit {
-            return Err(EnqueueError::TooLarge { bytes: data.len(), limit });
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
-        let timestamp = options.timestamp.map_or_else(|| self.clock.now(), |t| TimestampMs(t as i64));
-        Ok(NewJob {
-            id,
-            name: name.to_owned(),
-            data,
-            options,
-            timestamp,
-            parent: None,
-            waits_for_children: false,
-            scheduler: None,
-        })
+        new_job(name, data, options, &*self.clock, self.size_limit)
     }
 
     async fn send(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>, EnqueueError> {
@@ -302,14 +313,51 @@ impl QueueProducer {
         self.inbox.send(Pending { jobs, reply }).await.map_err(|_| EnqueueError::Closed)?;
         let added =
             answer.await.map_err(|_| EnqueueError::Unknown("the runtime was shut down".to_owned()))??;
-        added
-            .into_iter()
-            .map(|added| match added {
-                Added::Stored(id) => Ok(Enqueued::Stored(id)),
-                Added::Duplicate(id) => Ok(Enqueued::Duplicate(id)),
-                Added::Deduplicated(id) => Ok(Enqueued::Deduplicated(id)),
-                Added::Refused(refusal) => Err(EnqueueError::Rejected(refusal)),
-            })
-            .collect()
+        added.into_iter().map(|added| Enqueued::from_added(added).map_err(EnqueueError::Rejected)).collect()
     }
+}
+
+/// Checks a job and puts it into the form that is stored.
+pub(crate) fn new_job<D: Serialize + ?Sized>(
+    name: &str,
+    data: &D,
+    options: JobOptions,
+    clock: &dyn Clock,
+    size_limit: usize,
+) -> Result<NewJob, EnqueueError> {
+    let id = validate(&options)?;
+    let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
+    let own_limit = options.size_limit.filter(|n| *n > 0.0);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; positive")]
+    let limit = own_limit.map_or(size_limit, |n| (n as usize).min(size_limit));
+    if data.len() > limit {
+        return Err(EnqueueError::TooLarge { bytes: data.len(), limit });
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
+    let timestamp = options.timestamp.map_or_else(|| clock.now(), |t| TimestampMs(t as i64));
+    let parent = parent_of(&options);
+    Ok(NewJob {
+        id,
+        name: name.to_owned(),
+        data,
+        options,
+        timestamp,
+        parent,
+        waits_for_children: false,
+        scheduler: None,
+    })
+}
+
+/// The parent that the options name: `parent: {id, queue}`, with what is to happen
+/// to it when the job fails for good.
+fn parent_of(options: &JobOptions) -> Option<ParentRef> {
+    let parent = options.other.get("parent")?;
+    let (id, queue) = (parent.get("id")?.as_str()?, parent.get("queue")?.as_str()?);
+    let mut json = serde_json::json!({ "id": id, "queueKey": queue });
+    for policy in ["fpof", "cpof", "idof", "rdof"] {
+        if options.other.get(policy).is_some_and(|v| v == true) {
+            json[policy] = true.into();
+        }
+    }
+    Some(ParentRef { key: format!("{queue}:{id}"), json: json.to_string() })
 }

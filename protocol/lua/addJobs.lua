@@ -3,7 +3,7 @@
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", jobs]; each job is
             [ id|false, name, data JSON, opts JSON, timestamp ms, delay ms, priority, lifo,
-              parent|false: [parent job key, parent JSON], waits for children,
+              parent|false: [parent job key, parent JSON, settled later], waits for children,
               dedup|false: [id, ttl ms|false, extend, replace, keep last, reschedule], scheduler key|false ]
   Returns   MessagePack array, one entry a job in order: [id, how] with how 0 stored,
             1 duplicate id, 2 deduplicated; or [false, negative code]
@@ -40,12 +40,11 @@ local function duplicate(id, key, parent)
     else
       if call("ZSCORE", P .. "completed", id) then
         call("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
-        releaseIfDone(peer, parent[1], now)
+        if not parent[3] then releaseIfDone(peer, parent[1], now) end
       else
         call("SADD", parent[1] .. ":dependencies", key)
       end
       call("HSET", key, "parentKey", parent[1], "parent", parent[2])
-      return nil
     end
   end
   call("XADD", q.events, "*", "event", "duplicated", "jobId", id)
@@ -67,6 +66,10 @@ for i = 1, #jobs do
     local holder
     if dedup then
       flush()
+      if anyDelayed then -- the job may take a delayed one away: its wake-up comes first
+        wakeDelayed(q)
+        anyDelayed = false
+      end
       holder = claimDedup(q, id, dedup, job, now)
     end
     if holder then

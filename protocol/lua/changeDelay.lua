@@ -11,9 +11,10 @@
 local now, id, delay = unpack(cmsgpack.unpack(ARGV[1]))
 local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
-if call("ZREM", P .. "delayed", id) == 0 then return -3 end
+if not call("ZSCORE", P .. "delayed", id) then return -3 end
 local q = openQueue(P, "v5")
 local at = now + delay
+-- Its own old place counts when the new one is found.
 call("HSET", key, "delay", delay)
 call("ZADD", P .. "delayed", delayedScore(q, at), id)
 call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)

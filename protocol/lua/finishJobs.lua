@@ -10,7 +10,7 @@
                   7 wait for children
             fetch: [slots, token, lock ms, limiter max|false, limiter ms|false, worker name|false]
   Returns   MessagePack [codes, fetched]; a code is 0, 1 (kind 7: no child is pending) or negative;
-            fetched is as in fetchJobs, or false
+            fetched is as in fetchJobs; false when not asked for, or when every item was refused
   Errors    -1 no job, -2 no lock, -3 not active, -4 children pending, -6 lock of another, -9 a child failed
   Events    completed | failed (, retries-exhausted) | waiting | delayed | waiting-children; then drained
             or active
@@ -49,7 +49,6 @@ if n > 0 then
     call("ZCARD", P .. "prioritized")
     call("ZCARD", P .. "marker")
   end
-  trimEvents(q)
 end
 if promoteFirst then promoteDue(q, now) end
 
@@ -218,9 +217,14 @@ end
 inSlices(freedLocks, 1, function(i, j) call("DEL", unpack(freedLocks, i, j)) end)
 settleRetention()
 
+local done = n == 0
+for i = 1, n do
+  if codes[i] == 0 then done = true end
+end
+if done and n > 0 then trimEvents(q) end
 local fetched = false
 local drainedCheck = true
-if fetch then
+if fetch and done then
   fetched = take(q, now, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil, fetch[6])
   drainedCheck = #fetched[1] == 0 and fetched[2] == 0 and fetched[3] == 0 and not q.paused
 end

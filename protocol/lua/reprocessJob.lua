@@ -18,8 +18,8 @@ call("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnva
 if resetMade then call("HDEL", key, "atm") end
 if resetStarted then call("HDEL", key, "ats") end
 local f = call("HMGET", key, "parentKey", "priority")
-call(lifo and "RPUSH" or "LPUSH", targetList(q), id)
-wake(q)
+-- 5.x forgets the priority of a job that is run again.
+pushJob(q, id, peer == "v6" and tonumber(f[2]) or 0, lifo and "RPUSH" or "LPUSH")
 if f[1] and call("EXISTS", f[1]) == 1 then
   if call("ZSCORE", (splitJobKey(f[1])) .. "waiting-children", string.sub(f[1], #(splitJobKey(f[1])) + 1)) then
     call("SADD", f[1] .. ":dependencies", key)

@@ -12,13 +12,12 @@ local peer, from, most, newest = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
 local ids = call("ZRANGEBYSCORE", P .. from, 0, newest, "LIMIT", 0, most)
 if #ids == 0 then return 0 end
+-- A promoted job keeps its `delay` field, as BullMQ leaves it.
 if from ~= "delayed" then
   local text = from == "failed" and "failedReason" or "returnvalue"
   for i = 1, #ids do
     call("HDEL", P .. ids[i], "finishedOn", "processedOn", text)
   end
-else
-  for i = 1, #ids do call("HSET", P .. ids[i], "delay", 0) end
 end
 for i = 1, #ids do
   call("XADD", q.events, "*", "event", "waiting", "jobId", ids[i], "prev", from)

@@ -14,7 +14,7 @@ local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
 if what == "log" then
   local lines = call("RPUSH", key .. ":logs", text)
-  if keep and lines > keep then
+  if keep and keep > 0 and lines > keep then
     call("LTRIM", key .. ":logs", -keep, -1)
     return keep
   end

@@ -206,7 +206,7 @@ fn any_backoff<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Back
     let value = Option::<Value>::deserialize(deserializer)?;
     Ok(match value {
         Some(object @ Value::Object(_)) => serde_json::from_value(object).ok(),
-        Some(other) => lenient::number(&other).filter(|n| *n != 0.0).map(|delay| Backoff {
+        Some(other) => lenient::number(&other).map(|delay| Backoff {
             kind: crate::backoff::BackoffKind::Fixed,
             delay: Some(delay),
             jitter: None,

@@ -96,6 +96,17 @@ impl Script {
         &self.source
     }
 
+    /// Puts a call into a transaction: the first of a script brings its text along,
+    /// so that it cannot fail for an unknown SHA.
+    pub(crate) fn append(&self, pipe: &mut redis::Pipeline, first: bool, meta_key: &str, argument: &[u8]) {
+        if first {
+            pipe.cmd("EVAL").arg(&self.source);
+        } else {
+            pipe.cmd("EVALSHA").arg(self.inner.get_hash());
+        }
+        pipe.arg(1).arg(meta_key).arg(argument);
+    }
+
     /// Calls the script.
     ///
     /// # Errors
@@ -153,7 +164,7 @@ scripts! {
     /// `lua/updateJob.lua`
     UPDATE_JOB = "updateJob" ["queue"];
     /// `lua/reprocessJob.lua`
-    REPROCESS_JOB = "reprocessJob" ["queue"];
+    REPROCESS_JOB = "reprocessJob" ["queue", "push"];
     /// `lua/requeueJobs.lua`
     REQUEUE_JOBS = "requeueJobs" ["queue"];
     /// `lua/promoteJob.lua`
@@ -167,7 +178,17 @@ scripts! {
     /// `lua/resumeQueue.lua`
     RESUME_QUEUE = "resumeQueue" ["queue"];
     /// `lua/removeJob.lua`
-    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove"];
+    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/drainQueue.lua`
+    DRAIN_QUEUE = "drainQueue" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/cleanJobs.lua`
+    CLEAN_JOBS = "cleanJobs" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/obliterateQueue.lua`
+    OBLITERATE_QUEUE = "obliterateQueue" ["queue", "push", "parents", "remove"];
+    /// `lua/settleFlow.lua`
+    SETTLE_FLOW = "settleFlow" ["queue", "push", "parents"];
+    /// `lua/forgetParent.lua`
+    FORGET_PARENT = "forgetParent" ["queue", "push", "parents"];
     /// `lua/jobState.lua`
     JOB_STATE = "jobState" ["queue"];
 }

@@ -47,13 +47,21 @@ local function claimDedup(q, id, d, job, now)
     end
     return holder
   end
-  if d[6] and q.peer == "v6" and job[6] > 0 and call("ZREM", q.P .. "delayed", holder) == 1 then
+  if d[3] and ttl then
+    call("SET", key, holder, "PX", ttl)
+  elseif d[3] and d[2] and d[5] then
+    call("PERSIST", key) -- keep-last keys live until their holder is done
+  end
+  announceHit(q, holder, d[1], id)
+  -- Reschedule (6.x): a holder that is still delayed takes over the new delay. Its
+  -- own old place counts when the new one is found.
+  if d[6] and q.peer == "v6" and call("ZSCORE", q.P .. "delayed", holder) then
+    local at = job[5] + job[6]
+    call("ZADD", q.P .. "delayed", delayedScore(q, at), holder)
     call("HSET", q.P .. holder, "delay", job[6])
-    call("ZADD", q.P .. "delayed", delayedScore(q, now + job[6]), holder)
+    call("XADD", q.events, "*", "event", "delayed", "jobId", holder, "delay", at)
     wakeDelayed(q)
   end
-  if ttl and d[3] then call("SET", key, holder, "PX", ttl) end
-  announceHit(q, holder, d[1], id)
   return holder
 end
 

@@ -75,13 +75,13 @@ struct Row<'a>(
     i64,
     i64,
     bool,
-    OrFalse<(&'a str, &'a str)>,
+    OrFalse<(&'a str, &'a str, bool)>,
     bool,
     OrFalse<DedupRow<'a>>,
     OrFalse<&'a str>,
 );
 
-fn row(job: &NewJob) -> Result<Row<'_>, ScriptError> {
+fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
     let opts = serde_json::to_string(&job.options).map_err(|e| ScriptError::Encoding(e.to_string()))?;
     let dedup = job.options.deduplication.as_ref().filter(|d| !d.id.is_empty()).map(|d| {
         (
@@ -102,7 +102,7 @@ fn row(job: &NewJob) -> Result<Row<'_>, ScriptError> {
         job.options.delay.map_or(0, crate::backoff::saturating_ms),
         job.options.priority.map_or(0, crate::backoff::saturating_ms),
         job.options.is_lifo(),
-        OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str()))),
+        OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str(), settle_later))),
         job.waits_for_children,
         OrFalse(dedup),
         OrFalse(job.scheduler.as_deref()),
@@ -124,14 +124,30 @@ pub async fn add_jobs(
     now: TimestampMs,
     jobs: &[NewJob],
 ) -> Result<Vec<Added>, ScriptError> {
-    let rows = jobs.iter().map(row).collect::<Result<Vec<_>, _>>()?;
-    let argument = wire::pack(&(now.0, peer, rows))?;
+    let argument = argument(peer, now, jobs.iter(), false)?;
     let reply: Vec<u8> = ADD_JOBS.call(conn, keys.meta(), &argument).await?;
-    let replies: Vec<(MaybeText, i64)> = wire::unpack("addJobs", &reply)?;
-    if replies.len() != jobs.len() {
+    decode(&reply, jobs.len())
+}
+
+/// The argument of `addJobs`. With `settle_later` a parent whose children are all
+/// done is not put in line yet.
+pub(crate) fn argument<'a>(
+    peer: Peer,
+    now: TimestampMs,
+    jobs: impl Iterator<Item = &'a NewJob>,
+    settle_later: bool,
+) -> Result<Vec<u8>, ScriptError> {
+    let rows = jobs.map(|job| row(job, settle_later)).collect::<Result<Vec<_>, _>>()?;
+    wire::pack(&(now.0, peer, rows))
+}
+
+/// The reply of `addJobs` to `count` jobs.
+pub(crate) fn decode(reply: &[u8], count: usize) -> Result<Vec<Added>, ScriptError> {
+    let replies: Vec<(MaybeText, i64)> = wire::unpack("addJobs", reply)?;
+    if replies.len() != count {
         return Err(ScriptError::Reply {
             script: "addJobs",
-            detail: format!("{} entries for {} jobs", replies.len(), jobs.len()),
+            detail: format!("{} entries for {count} jobs", replies.len()),
         });
     }
     Ok(replies

@@ -87,8 +87,9 @@ impl FetchedReply {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        // The fraction is the place among jobs of one millisecond: due in that millisecond.
         #[expect(clippy::cast_possible_truncation, reason = "epoch ms, saturates")]
-        let due = self.1.ceil() as i64;
+        let due = self.1.floor() as i64;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a ttl in ms, saturates")]
         let ttl_ms = self.2 as u64;
         Ok(Fetched {

@@ -196,7 +196,8 @@ pub enum Removal {
     Locked,
 }
 
-/// Takes a job away, wherever it is, unless a worker holds it.
+/// Takes a job away, wherever it is, unless a worker holds it; with `children`
+/// also every child it has or had, unless a worker holds one of them.
 ///
 /// # Errors
 /// [`JobOpError`]: the job belongs to a scheduler, or the call failed.
@@ -206,8 +207,9 @@ pub async fn remove_job(
     peer: Peer,
     now: TimestampMs,
     id: &JobId,
+    children: bool,
 ) -> Result<Removal, JobOpError> {
-    let argument = wire::pack(&(now.0, peer, id))?;
+    let argument = wire::pack(&(now.0, peer, id, children))?;
     let code = check(id, REMOVE_JOB.call(conn, keys.meta(), &argument).await?)?;
     Ok(if code == 1 { Removal::Removed } else { Removal::Locked })
 }
@@ -229,9 +231,15 @@ pub async fn pause_queue(
 ///
 /// # Errors
 /// [`ScriptError`]; calling again goes on where it stopped.
-pub async fn resume_queue(conn: &mut impl ConnectionLike, keys: &QueueKeys) -> Result<(), ScriptError> {
-    let argument = wire::pack(&(CHUNK * 20,))?;
-    while RESUME_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+pub async fn resume_queue(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+) -> Result<(), ScriptError> {
+    let mut moved = false;
+    while RESUME_QUEUE.call::<i64>(conn, keys.meta(), &wire::pack(&(peer, CHUNK * 20, moved))?).await? == 1 {
+        moved = true;
+    }
     Ok(())
 }
 

@@ -4,5 +4,7 @@
 pub mod add;
 pub mod fetch;
 pub mod finish;
+pub mod flow;
 pub mod locks;
 pub mod manage;
+pub mod sweep;

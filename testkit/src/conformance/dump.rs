@@ -148,8 +148,10 @@ pub async fn dump(redis: &Redis) -> Result<Map<String, Value>, TestkitError> {
                     .collect()
             }
             _ => {
-                let text: String =
+                let text: Option<String> =
                     redis::cmd("GET").arg(&key).query_async(&mut conn).await.map_err(failed)?;
+                // Expired since the keys were listed.
+                let Some(text) = text else { continue };
                 json!(mask(&text))
             }
         };

@@ -6,9 +6,13 @@
 //! - [`dump`]: the keys of a database in the form of the goldens
 //! - [`rules`]: the exceptions, and the comparison under them
 //! - [`reading`]: the test that we read what 5.28 left
+//! - [`random`]: scenarios from a seed
+//! - [`differential`]: those through npm bullmq and through us
 
+pub mod differential;
 pub mod dump;
 pub mod js;
+pub mod random;
 pub mod reading;
 pub mod rules;
 pub mod run;

@@ -17,13 +17,14 @@ use mpanel_engine::{
     handler::FinalCause,
     outcome::{Again, AttemptFailure, OutcomePolicy, after_failure, after_success},
 };
-use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, Producer, QueueProducer};
+use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, FlowJob, FlowNode, Producer, QueueProducer};
 use mpanel_protocol::{
     calls::{
         fetch::{FetchSpec, Fetched, RateLimit, fetch_jobs},
         finish::{Finish, FinishNote, Transition, finish_jobs},
         locks::{Sweep, extend_locks, rescue_stalled},
         manage::{self, FinalState, Removal, Reprocess, Update},
+        sweep::{Cleanable, Obliterated},
     },
     ids::{JobId, LockToken, Prefix, QueueName},
     job::FetchedJob,
@@ -32,6 +33,7 @@ use mpanel_protocol::{
     outcome::{JobOpError, Refusal},
     peer::Peer,
     script::ScriptError,
+    state::JobState,
     time::{Clock, TimestampMs},
 };
 use serde_json::{Map, Value, json};
@@ -258,6 +260,21 @@ impl Runner<'_> {
         js::job_options(merged).map(EnqueueOptions::from).map_err(StepError::new)
     }
 
+    fn flow(&self, node: &Value) -> Result<FlowJob, StepError> {
+        let text = |name: &str| node[name].as_str().unwrap_or_default();
+        // Defaults of a Queue do not reach a FlowProducer.
+        let options =
+            js::job_options(node["opts"].as_object().cloned().unwrap_or_default()).map_err(StepError::new)?;
+        let mut flow = FlowJob::new(text("name"), text("queueName")).options(options.into());
+        if let Some(data) = node.get("data") {
+            flow = flow.data(js::normalised(data))?;
+        }
+        for child in node["children"].as_array().into_iter().flatten() {
+            flow = flow.child(self.flow(child)?);
+        }
+        Ok(flow)
+    }
+
     async fn fetch(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
         let keys = self.keys(queue)?;
         let token = LockToken::new(token);
@@ -376,7 +393,8 @@ impl Runner<'_> {
             "add" => {
                 let (handle, _) = self.open(queue).await?;
                 let options = self.options(step.get("opts"))?;
-                let data = js::normalised(step.get("data").unwrap_or(&empty));
+                // The oracle's `data ?? {}`.
+                let data = js::normalised(step.get("data").filter(|d| !d.is_null()).unwrap_or(&empty));
                 let enqueued = handle.enqueue(text(step, "name").unwrap_or_default(), &data, options).await?;
                 Ok(json!(mask(enqueued.id().as_str())))
             }
@@ -403,7 +421,9 @@ impl Runner<'_> {
                 } else {
                     self.failure(&job, &Self::failure_of(step))?
                 };
-                let (_, next) = self.finish(queue, job.id, token, transition, flag("fetchNext")).await?;
+                // Node's immediate retry never fetches.
+                let fetch_next = flag("fetchNext") && !matches!(transition, Transition::RetryNow { .. });
+                let (_, next) = self.finish(queue, job.id, token, transition, fetch_next).await?;
                 Ok(json!({ "next": next.and_then(|f| f.jobs.first().map(view)) }))
             }
             "process" => {
@@ -515,7 +535,22 @@ impl Runner<'_> {
             }
             "remove" => {
                 let (_, admin) = self.open(queue).await?;
-                Ok(json!(i64::from(admin.remove(&id()?, self.clock.now()).await? == Removal::Removed)))
+                let now = self.clock.now();
+                let alone = step.get("options").is_some_and(|o| o["removeChildren"] == false);
+                let removal = if alone {
+                    admin.remove_alone(&id()?, now).await?
+                } else {
+                    admin.remove(&id()?, now).await?
+                };
+                Ok(json!(i64::from(removal == Removal::Removed)))
+            }
+            "flow" => {
+                let flow = self.flow(step.get("flow").unwrap_or(&Value::Null))?;
+                Ok(flow_ids(&self.producer.enqueue_flow(flow).await?))
+            }
+            "removeChildDependency" => {
+                let (_, admin) = self.open(queue).await?;
+                Ok(json!(admin.forget_parent(&id()?, self.clock.now()).await?))
             }
             "pause" => {
                 let (_, admin) = self.open(queue).await?;
@@ -526,6 +561,33 @@ impl Runner<'_> {
                 let (_, admin) = self.open(queue).await?;
                 admin.resume().await?;
                 Ok(json!("ok"))
+            }
+            "drain" => {
+                let (_, admin) = self.open(queue).await?;
+                admin.drain(flag("delayed"), self.clock.now()).await?;
+                Ok(json!("ok"))
+            }
+            "clean" => {
+                let (_, admin) = self.open(queue).await?;
+                let limit = u32::try_from(number(step, "limit").unwrap_or(0)).unwrap_or(0);
+                let Some(state) = Cleanable::from_word(text(step, "type").unwrap_or("completed")) else {
+                    return Err(StepError::new("no such state to clean"));
+                };
+                let mut ids: Vec<String> = admin
+                    .clean(state, span(step, "grace", 0), limit, self.clock.now())
+                    .await?
+                    .iter()
+                    .map(|id| mask(id.as_str()))
+                    .collect();
+                ids.sort();
+                Ok(json!(ids))
+            }
+            "obliterate" => {
+                let (_, admin) = self.open(queue).await?;
+                match admin.obliterate(flag("force"), self.clock.now()).await? {
+                    Obliterated::Gone => Ok(json!("ok")),
+                    other => Err(StepError::new(format!("{other:?}"))),
+                }
             }
             "rateLimit" => {
                 let (_, admin) = self.open(queue).await?;
@@ -574,6 +636,7 @@ impl Runner<'_> {
                 self.delete(self.keys(queue)?.dedup(id()?.as_str())).await
             }
             "extendLock" => {
+                self.job(queue, step).await?;
                 let held = [(id()?, LockToken::new(token))];
                 let keys = self.keys(queue)?;
                 let lost =
@@ -583,7 +646,11 @@ impl Runner<'_> {
             }
             "state" => {
                 let (_, admin) = self.open(queue).await?;
-                Ok(json!(admin.state(&id()?).await?.map_or("unknown", |s| s.as_str())))
+                // Node calls a job in `paused` waiting; ours says which list.
+                Ok(json!(match admin.state(&id()?).await? {
+                    Some(JobState::Paused) => "waiting",
+                    state => state.map_or("unknown", JobState::as_str),
+                }))
             }
             "counts" => {
                 let (_, admin) = self.open(queue).await?;
@@ -620,6 +687,11 @@ impl Runner<'_> {
         let deleted: i64 = redis::cmd("DEL").arg(key).query_async(&mut self.conn().await?).await?;
         Ok(json!(deleted))
     }
+}
+
+fn flow_ids(node: &FlowNode) -> Value {
+    let children: Vec<Value> = node.children.iter().map(flow_ids).collect();
+    json!({ "id": mask(node.id.as_str()), "children": children })
 }
 
 fn final_state(name: Option<&str>) -> FinalState {

@@ -1,0 +1,176 @@
+//! Flows: a parent that runs when its children are done, children in any queues
+//! under the same prefix.
+
+use mpanel_protocol::{
+    calls::flow::{FlowPart, add_flow},
+    ids::{JobId, QueueName},
+    keys::QueueKeys,
+    outcome::Refusal,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    error::EnqueueError,
+    options::EnqueueOptions,
+    producer::{Enqueued, Producer, new_job},
+};
+
+/// A job of a flow, with the jobs it waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowJob {
+    name: String,
+    queue: String,
+    data: Value,
+    options: EnqueueOptions,
+    children: Vec<FlowJob>,
+}
+
+/// What a parent does when a child fails for good. Without one it waits for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildFailure {
+    /// The parent fails too.
+    FailParent,
+    /// The parent runs at once, other children or not.
+    ContinueParent,
+    /// The parent runs when the others are done; the failure is in its results.
+    Ignore,
+    /// The parent runs when the others are done.
+    Forget,
+}
+
+impl ChildFailure {
+    fn option(self) -> &'static str {
+        match self {
+            Self::FailParent => "fpof",
+            Self::ContinueParent => "cpof",
+            Self::Ignore => "idof",
+            Self::Forget => "rdof",
+        }
+    }
+}
+
+impl FlowJob {
+    /// A job `name` for `queue` without payload, options or children.
+    pub fn new(name: impl Into<String>, queue: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            queue: queue.into(),
+            data: json!({}),
+            options: EnqueueOptions::new(),
+            children: Vec::new(),
+        }
+    }
+
+    /// With this payload.
+    ///
+    /// # Errors
+    /// [`EnqueueError::Payload`] when it is no JSON.
+    pub fn data<D: Serialize>(mut self, data: D) -> Result<Self, EnqueueError> {
+        self.data = serde_json::to_value(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
+        Ok(self)
+    }
+
+    /// With these options.
+    #[must_use]
+    pub fn options(mut self, options: EnqueueOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// What becomes of the parent when this child fails for good.
+    #[must_use]
+    pub fn on_failure(mut self, policy: ChildFailure) -> Self {
+        self.options.inner.other.insert(policy.option().to_owned(), json!(true));
+        self
+    }
+
+    /// Waits for this job too.
+    #[must_use]
+    pub fn child(mut self, child: FlowJob) -> Self {
+        self.children.push(child);
+        self
+    }
+}
+
+/// What became of a job of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowNode {
+    /// Its queue.
+    pub queue: QueueName,
+    /// Its id.
+    pub id: JobId,
+    /// Stored, or why not: a child whose id belongs to another parent's child is
+    /// refused on its own, the rest of the flow stands.
+    pub outcome: Result<Enqueued, Refusal>,
+    /// The jobs it waits for.
+    pub children: Vec<FlowNode>,
+}
+
+/// A node of the tree before it is stored: ids chosen, parents named.
+struct Planned {
+    queue: QueueName,
+    id: JobId,
+    children: Vec<Planned>,
+}
+
+impl Producer {
+    /// Stores a whole flow in one atomic step: parents first, then their children.
+    /// Jobs without an id of their own get a UUID.
+    ///
+    /// # Errors
+    /// [`EnqueueError`]; all jobs are checked before the first is stored.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have stored the flow.
+    pub async fn enqueue_flow(&self, flow: FlowJob) -> Result<FlowNode, EnqueueError> {
+        let mut parts = Vec::new();
+        let plan = self.plan(flow, None, &mut parts)?;
+        let mut shared = self.redis().shared().await?;
+        let outcome = add_flow(&mut shared.conn, self.peer(), self.clock().now(), &parts).await;
+        let added = match outcome {
+            Ok(added) => added,
+            Err(error) => {
+                if let Some(source) = error.redis() {
+                    self.redis().report(&shared, source).await;
+                }
+                return Err(EnqueueError::from_script(&error));
+            }
+        };
+        let mut outcomes = added.into_iter().map(Enqueued::from_added);
+        Ok(node(plan, &mut outcomes))
+    }
+
+    /// Puts a node and what is below it into `parts`, parents first.
+    fn plan(
+        &self,
+        flow: FlowJob,
+        parent: Option<(&str, &JobId)>,
+        parts: &mut Vec<FlowPart>,
+    ) -> Result<Planned, EnqueueError> {
+        let FlowJob { name, queue, data, options, children } = flow;
+        let queue = QueueName::new(queue)?;
+        let keys = QueueKeys::new(self.prefix(), &queue);
+        let mut options = options.inner;
+        if let Some((queue_key, id)) = parent {
+            options.other.insert("parent".to_owned(), json!({ "id": id, "queue": queue_key }));
+        }
+        let mut job = new_job(&name, &data, options, self.clock(), self.size_limit())?;
+        job.waits_for_children = !children.is_empty();
+        let id = job.id.get_or_insert_with(|| JobId::stored(uuid::Uuid::new_v4().to_string())).clone();
+        let queue_key = keys.qualified_name().to_owned();
+        parts.push(FlowPart { keys, job });
+        let children = children
+            .into_iter()
+            .map(|child| self.plan(child, Some((&queue_key, &id)), parts))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Planned { queue, id, children })
+    }
+}
+
+/// The tree with its outcomes, which come in the order of the plan.
+fn node(plan: Planned, outcomes: &mut impl Iterator<Item = Result<Enqueued, Refusal>>) -> FlowNode {
+    let outcome = outcomes.next().unwrap_or(Err(Refusal::MissingJob));
+    let children = plan.children.into_iter().map(|child| node(child, outcomes)).collect();
+    FlowNode { queue: plan.queue, id: plan.id, outcome, children }
+}

@@ -1,0 +1,64 @@
+--[[
+  cleanJobs: take away old jobs of one state; called until the end or the limit.
+  KEYS[1]   meta key of the queue
+  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", state key, newest ms, most removals, most looked at,
+            jobs kept so far, jobs removed so far, limit|false]
+  Returns   MessagePack [done, jobs kept so far, removed ids]
+  Errors    none
+  Events    cleaned, with the last call
+  Cost      O(most looked at + jobs kept so far)
+  Cluster   all keys share the hash tag of the queue
+
+  Active jobs with a lock stay, and current iterations of schedulers. Lists are
+  gone through from their tail, where the oldest are.
+]]
+local now, peer, state, newest, most, window, kept, before, limit = unpack(cmsgpack.unpack(ARGV[1]))
+local q = openQueue(P, peer)
+local source = P .. state
+local isList = state == "wait" or state == "paused" or state == "active"
+local finished = state == "completed" or state == "failed"
+local removed = {}
+
+local function isOld(id)
+  if finished then return true end -- chosen by score already
+  local f = call("HMGET", P .. id, "finishedOn", "processedOn", "timestamp")
+  local at = tonumber(f[1] or f[2] or f[3])
+  return at ~= nil and at <= newest
+end
+
+local ids
+if isList then
+  ids = call("LRANGE", source, -(kept + window), -(kept + 1))
+elseif finished then
+  ids = call("ZRANGEBYSCORE", source, "-inf", newest, "LIMIT", kept, window)
+else
+  ids = call("ZRANGE", source, kept, kept + window - 1)
+end
+local n = #ids
+local looked = 0
+local GONE = "0:gone" -- never a job's id
+for i = 1, n do
+  if #removed >= most then break end
+  looked = looked + 1
+  local id = isList and ids[n + 1 - i] or ids[i]
+  local keep = not isOld(id) or (state == "active" and call("EXISTS", P .. id .. ":lock") == 1)
+    or isCurrentIteration(q, id)
+  if keep then
+    kept = kept + 1
+  else
+    removed[#removed + 1] = id
+    if isList then
+      call("LSET", source, -(kept + #removed), GONE)
+    else
+      call("ZREM", source, id)
+    end
+  end
+end
+if isList and #removed > 0 then call("LREM", source, -#removed, GONE) end
+for i = 1, #removed do removeJob(q, removed[i], true, true, now) end
+
+local done = (looked == n and n < window) or (limit and before + #removed >= limit) or false
+if done then
+  call("XADD", q.events, "*", "event", "cleaned", "count", before + #removed)
+end
+return cmsgpack.pack({ done, kept, removed })
