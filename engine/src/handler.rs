@@ -118,8 +118,9 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Called before the job is failed for good, also when [`Handler::run`]
     /// never saw it (bad payload, deferred failure): undo here, and record the
-    /// failure where the domain keeps its rows. It may run twice. An error
-    /// leaves the job active; it is retried by the stalled check.
+    /// failure where the domain keeps its rows. It may run twice. With an error
+    /// the job is not failed yet: it is put off for five seconds without using an
+    /// attempt, runs again, and if it fails again this is called again.
     fn on_failed(
         &self,
         ctx: &JobContext,
