@@ -7,7 +7,7 @@
             a job is the list of field values named in includes/take.lua, then the id
   Errors    none
   Events    waiting (promoted), active
-  Cost      O(slots) + at most 250 promotions; slots at most 128
+  Cost      O(slots) + at most 128 promotions; slots at most 64
   Cluster   all keys share the hash tag of the queue
 ]]
 local now, peer, slots, token, lockMs, max, duration, worker = unpack(cmsgpack.unpack(ARGV[1]))

@@ -40,7 +40,7 @@ local function delayedScore(q, at)
 end
 
 -- How many due jobs one call promotes; the marker brings the next call at once.
-local PROMOTE_MAX = 250
+local PROMOTE_MAX = 128
 
 -- Moves due delayed jobs in line.
 local function promoteDue(q, now)

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Most slots of one call, so that the script stays below 5 ms with small jobs.
-pub const SLOTS_PER_CALL: u32 = 128;
+pub const SLOTS_PER_CALL: u32 = 64;
 
 /// How many jobs to start, and as whom.
 #[derive(Debug, Clone)]

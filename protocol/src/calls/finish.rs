@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Most attempts of one call, so that the script stays below 5 ms with small jobs.
-pub const FINISHES_PER_CALL: usize = 128;
+pub const FINISHES_PER_CALL: usize = 64;
 
 /// How an attempt ends.
 #[derive(Debug, Clone, PartialEq)]
