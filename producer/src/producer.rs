@@ -5,10 +5,10 @@ use std::sync::Arc;
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::{
     calls::add::{Added, NewJob, ParentRef},
-    outcome::Refusal,
     ids::{JobId, Prefix, QueueName},
     keys::QueueKeys,
     options::JobOptions,
+    outcome::Refusal,
     peer::Peer,
     time::{Clock, TimestampMs},
 };

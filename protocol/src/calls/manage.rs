@@ -237,11 +237,7 @@ pub async fn resume_queue(
     peer: Peer,
 ) -> Result<(), ScriptError> {
     let mut moved = false;
-    while RESUME_QUEUE
-        .call::<i64>(conn, keys.meta(), &wire::pack(&(peer, CHUNK * 20, moved))?)
-        .await?
-        == 1
-    {
+    while RESUME_QUEUE.call::<i64>(conn, keys.meta(), &wire::pack(&(peer, CHUNK * 20, moved))?).await? == 1 {
         moved = true;
     }
     Ok(())

@@ -109,8 +109,7 @@ pub async fn clean_jobs(
         let before = u32::try_from(removed.len()).unwrap_or(u32::MAX);
         let most = if limit == 0 { CHUNK } else { CHUNK.min(limit.saturating_sub(before)) };
         let limit = OrFalse((limit > 0).then_some(limit));
-        let argument =
-            wire::pack(&(now.0, peer, state.key(), newest.0, most, WINDOW, kept, before, limit))?;
+        let argument = wire::pack(&(now.0, peer, state.key(), newest.0, most, WINDOW, kept, before, limit))?;
         let reply: Vec<u8> = CLEAN_JOBS.call(conn, keys.meta(), &argument).await?;
         let (done, so_far, ids): (bool, i64, Vec<MaybeText>) = wire::unpack("cleanJobs", &reply)?;
         removed.extend(ids.into_iter().filter_map(|id| id.0).map(JobId::stored));

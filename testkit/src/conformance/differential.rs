@@ -170,8 +170,12 @@ fn smaller(scenario: &Value) -> Vec<Value> {
     while cut > 0 {
         for start in (0..steps.len()).step_by(cut) {
             let mut variant = scenario.clone();
-            variant["steps"] =
-                steps.iter().enumerate().filter(|(i, _)| *i < start || *i >= start + cut).map(|(_, s)| s.clone()).collect();
+            variant["steps"] = steps
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i < start || *i >= start + cut)
+                .map(|(_, s)| s.clone())
+                .collect();
             variants.push(variant);
         }
         cut /= 2;

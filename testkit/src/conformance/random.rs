@@ -220,7 +220,10 @@ impl Generator {
             let mut ids = self.queues[which].ids.clone();
             ids.retain(|id| !id.contains(':'));
             if !ids.is_empty() {
-                opts.insert("parent".into(), json!({"id": self.pick(&ids), "queue": format!("conf:{}", QUEUES[which])}));
+                opts.insert(
+                    "parent".into(),
+                    json!({"id": self.pick(&ids), "queue": format!("conf:{}", QUEUES[which])}),
+                );
             }
         }
         let id = opts.get("jobId").and_then(Value::as_str).map(ToOwned::to_owned);
@@ -457,7 +460,8 @@ impl Generator {
         let step = match self.rng.u32(..38) {
             32 | 33 => json!({"op": "drain", "delayed": self.chance(0.5)}),
             34..37 => {
-                let state = self.pick(&["completed", "failed", "wait", "active", "delayed", "prioritized", "paused"]);
+                let state =
+                    self.pick(&["completed", "failed", "wait", "active", "delayed", "prioritized", "paused"]);
                 json!({"op": "clean", "type": state, "grace": self.pick(&[0, 0, 50, 1000]),
                     "limit": self.pick(&[0, 0, 1, 2])})
             }
@@ -472,7 +476,8 @@ impl Generator {
             19..23 => json!({"op": "dropLock", "id": id}),
             23..25 => json!({"op": "extendLock", "id": id, "token": token}),
             25..28 => {
-                let mut step = json!({"op": "retryJobs", "state": self.pick(&["failed", "failed", "completed"])});
+                let mut step =
+                    json!({"op": "retryJobs", "state": self.pick(&["failed", "failed", "completed"])});
                 if self.chance(0.3) {
                     step["count"] = json!(self.rng.i64(1..3));
                 }

@@ -263,8 +263,8 @@ impl Runner<'_> {
     fn flow(&self, node: &Value) -> Result<FlowJob, StepError> {
         let text = |name: &str| node[name].as_str().unwrap_or_default();
         // Defaults of a Queue do not reach a FlowProducer.
-        let options = js::job_options(node["opts"].as_object().cloned().unwrap_or_default())
-            .map_err(StepError::new)?;
+        let options =
+            js::job_options(node["opts"].as_object().cloned().unwrap_or_default()).map_err(StepError::new)?;
         let mut flow = FlowJob::new(text("name"), text("queueName")).options(options.into());
         if let Some(data) = node.get("data") {
             flow = flow.data(js::normalised(data))?;
@@ -537,8 +537,11 @@ impl Runner<'_> {
                 let (_, admin) = self.open(queue).await?;
                 let now = self.clock.now();
                 let alone = step.get("options").is_some_and(|o| o["removeChildren"] == false);
-                let removal =
-                    if alone { admin.remove_alone(&id()?, now).await? } else { admin.remove(&id()?, now).await? };
+                let removal = if alone {
+                    admin.remove_alone(&id()?, now).await?
+                } else {
+                    admin.remove(&id()?, now).await?
+                };
                 Ok(json!(i64::from(removal == Removal::Removed)))
             }
             "flow" => {
