@@ -251,9 +251,9 @@ impl QueueAdmin {
     ///
     /// # Errors
     /// [`AdminError`]; [`AdminError::Job`] when job or parent is missing.
-    pub async fn forget_parent(&self, id: &JobId, now: TimestampMs) -> Result<bool, AdminError> {
+    pub async fn forget_parent(&self, id: &JobId) -> Result<bool, AdminError> {
         let mut shared = self.redis.shared().await?;
-        Ok(flow::forget_parent(&mut shared.conn, &self.keys, self.peer, now, id).await?)
+        Ok(flow::forget_parent(&mut shared.conn, &self.keys, self.peer, id).await?)
     }
 
     /// Takes away everything in line, with `delayed` also what waits for a time.

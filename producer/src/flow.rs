@@ -1,6 +1,8 @@
 //! Flows: a parent that runs when its children are done, children in any queues
 //! under the same prefix.
 
+use std::collections::VecDeque;
+
 use mpanel_protocol::{
     calls::flow::{FlowPart, add_flow},
     ids::{JobId, QueueName},
@@ -107,11 +109,12 @@ pub struct FlowNode {
     pub children: Vec<FlowNode>,
 }
 
-/// A node of the tree before it is stored: ids chosen, parents named.
+/// A node before it is stored: its id is chosen, its parent named.
 struct Planned {
     queue: QueueName,
     id: JobId,
-    children: Vec<Planned>,
+    /// Where its children are in the plan.
+    children: Vec<usize>,
 }
 
 impl Producer {
@@ -124,8 +127,7 @@ impl Producer {
     /// # Cancel safety
     /// A dropped call may have stored the flow.
     pub async fn enqueue_flow(&self, flow: FlowJob) -> Result<FlowNode, EnqueueError> {
-        let mut parts = Vec::new();
-        let plan = self.plan(flow, None, &mut parts)?;
+        let (plan, parts) = self.plan(flow)?;
         let mut shared = self.redis().shared().await?;
         let outcome = add_flow(&mut shared.conn, self.peer(), self.clock().now(), &parts).await;
         let added = match outcome {
@@ -137,40 +139,45 @@ impl Producer {
                 return Err(EnqueueError::from_script(&error));
             }
         };
-        let mut outcomes = added.into_iter().map(Enqueued::from_added);
-        Ok(node(plan, &mut outcomes))
+        let outcomes: Vec<_> = added.into_iter().map(Enqueued::from_added).collect();
+        Ok(node(&plan, &outcomes, 0))
     }
 
-    /// Puts a node and what is below it into `parts`, parents first.
-    fn plan(
-        &self,
-        flow: FlowJob,
-        parent: Option<(&str, &JobId)>,
-        parts: &mut Vec<FlowPart>,
-    ) -> Result<Planned, EnqueueError> {
-        let FlowJob { name, queue, data, options, children } = flow;
-        let queue = QueueName::new(queue)?;
-        let keys = QueueKeys::new(self.prefix(), &queue);
-        let mut options = options.inner;
-        if let Some((queue_key, id)) = parent {
-            options.other.insert("parent".to_owned(), json!({ "id": id, "queue": queue_key }));
+    /// The jobs in the order in which they are stored: level by level.
+    fn plan(&self, flow: FlowJob) -> Result<(Vec<Planned>, Vec<FlowPart>), EnqueueError> {
+        let mut plan: Vec<Planned> = Vec::new();
+        let mut parts = Vec::new();
+        let mut open = VecDeque::from([(flow, None::<(usize, String)>)]);
+        while let Some((flow, parent)) = open.pop_front() {
+            let FlowJob { name, queue, data, options, children } = flow;
+            let queue = QueueName::new(queue)?;
+            let keys = QueueKeys::new(self.prefix(), &queue);
+            let mut options = options.inner;
+            let here = plan.len();
+            if let Some((above, queue_key)) = parent {
+                let id = &plan[above].id;
+                options.other.insert("parent".to_owned(), json!({ "id": id, "queue": queue_key }));
+                plan[above].children.push(here);
+            }
+            let mut job = new_job(&name, &data, options, self.clock(), self.size_limit())?;
+            job.waits_for_children = !children.is_empty();
+            let id = job.id.get_or_insert_with(|| JobId::stored(uuid::Uuid::new_v4().to_string())).clone();
+            let queue_key = keys.qualified_name().to_owned();
+            parts.push(FlowPart { keys, job });
+            plan.push(Planned { queue, id, children: Vec::new() });
+            open.extend(children.into_iter().map(|child| (child, Some((here, queue_key.clone())))));
         }
-        let mut job = new_job(&name, &data, options, self.clock(), self.size_limit())?;
-        job.waits_for_children = !children.is_empty();
-        let id = job.id.get_or_insert_with(|| JobId::stored(uuid::Uuid::new_v4().to_string())).clone();
-        let queue_key = keys.qualified_name().to_owned();
-        parts.push(FlowPart { keys, job });
-        let children = children
-            .into_iter()
-            .map(|child| self.plan(child, Some((&queue_key, &id)), parts))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Planned { queue, id, children })
+        Ok((plan, parts))
     }
 }
 
-/// The tree with its outcomes, which come in the order of the plan.
-fn node(plan: Planned, outcomes: &mut impl Iterator<Item = Result<Enqueued, Refusal>>) -> FlowNode {
-    let outcome = outcomes.next().unwrap_or(Err(Refusal::MissingJob));
-    let children = plan.children.into_iter().map(|child| node(child, outcomes)).collect();
-    FlowNode { queue: plan.queue, id: plan.id, outcome, children }
+/// The tree below one node, with what became of each.
+fn node(plan: &[Planned], outcomes: &[Result<Enqueued, Refusal>], at: usize) -> FlowNode {
+    let Planned { queue, id, children } = &plan[at];
+    FlowNode {
+        queue: queue.clone(),
+        id: id.clone(),
+        outcome: outcomes.get(at).cloned().unwrap_or(Err(Refusal::MissingJob)),
+        children: children.iter().map(|child| node(plan, outcomes, *child)).collect(),
+    }
 }

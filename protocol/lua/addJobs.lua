@@ -27,6 +27,7 @@ local function flush()
 end
 
 local counter = call("INCRBY", P .. "id", #jobs) - #jobs
+local refusedCount = 0 -- jobs without a parent take no id
 local anyWaiting, anyDelayed = false, false
 
 -- The id is taken. A child that is added again is tied to its parent; else the
@@ -53,10 +54,11 @@ end
 
 for i = 1, #jobs do
   local job = jobs[i]
-  local id = job[1] or tostring(counter + i)
+  local id = job[1] or tostring(counter + i - refusedCount)
   local key = P .. id
   local parent = job[9]
   if parent and call("EXISTS", parent[1]) == 0 then
+    refusedCount = refusedCount + 1
     results[i] = { false, -5 }
   elseif job[1] and call("EXISTS", key) == 1 then
     local refused = duplicate(id, key, parent)
@@ -121,6 +123,7 @@ for i = 1, #jobs do
 end
 
 flush()
+if refusedCount > 0 then call("DECRBY", P .. "id", refusedCount) end
 if anyWaiting then wake(q) end
 if anyDelayed then wakeDelayed(q) end
 trimEvents(q)

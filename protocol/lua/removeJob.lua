@@ -42,9 +42,12 @@ local function isLocked(key)
   return false
 end
 
--- Children go first: the last of them may put its parent in line.
+-- The parent learns of it first; then the children go, the last of which may put
+-- this job in line; then the job itself.
 local function removeTree(prefix, jobId)
   local key = prefix .. jobId
+  local parent = call("HGET", key, "parentKey")
+  if parent and parent ~= "" then forgetChild(queueOf(prefix), key, parent, false, now) end
   if withChildren then
     for _, child in ipairs(childrenOf(key)) do
       local childPrefix, childId = splitJobKey(child)

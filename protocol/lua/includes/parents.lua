@@ -32,6 +32,19 @@ local function releaseParent(peer, parentKey, now)
   end
 end
 
+-- Puts a parent in line whose last child was taken away, or let go of it: next in
+-- line, whatever its delay and priority; `quiet` when a whole queue is swept.
+local function releaseForgotten(peer, parentKey, quiet)
+  local prefix, id = splitJobKey(parentKey)
+  if not prefix then return end
+  if call("ZREM", prefix .. "waiting-children", id) == 0 then return end
+  local q = parentQueue(prefix, peer)
+  pushJob(q, id, 0, "RPUSH")
+  if not quiet then
+    call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "waiting-children")
+  end
+end
+
 local function releaseIfDone(peer, parentKey, now)
   if call("SCARD", parentKey .. ":dependencies") == 0 then
     releaseParent(peer, parentKey, now)

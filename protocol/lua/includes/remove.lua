@@ -19,7 +19,7 @@ local function forgetChild(q, childKey, parentKey, hard, now)
       removeJob(q, id, hard, true, now)
     end
   else
-    releaseParent(q.peer, parentKey, now)
+    releaseForgotten(q.peer, parentKey, hard)
   end
 end
 
@@ -46,7 +46,8 @@ local AGE_MAX = 1000
 local function keepJobs(q, set, now, count, age, limit)
   local zset = q.P .. set
   if age then
-    local old = call("ZRANGEBYSCORE", zset, "-inf", now - age * 1000, "LIMIT", 0, math.min(limit or AGE_MAX, AGE_MAX))
+    -- With a limit the youngest of the old go first, as in BullMQ.
+    local old = call("ZREVRANGEBYSCORE", zset, now - age * 1000, "-inf", "LIMIT", 0, math.min(limit or AGE_MAX, AGE_MAX))
     if #old > 0 then
       for i = 1, #old do removeJob(q, old[i], false, false, now) end
       call("ZREM", zset, unpack(old))

@@ -82,9 +82,8 @@ pub async fn forget_parent(
     conn: &mut impl ConnectionLike,
     keys: &QueueKeys,
     peer: Peer,
-    now: TimestampMs,
     id: &JobId,
 ) -> Result<bool, JobOpError> {
-    let argument = wire::pack(&(now.0, peer, id))?;
+    let argument = wire::pack(&(peer, id))?;
     Ok(check(id, FORGET_PARENT.call(conn, keys.meta(), &argument).await?)? == 0)
 }

@@ -85,6 +85,14 @@ pub fn compare_results(expected: &[Value], got: &[Value]) -> Option<Difference> 
 fn compare_result(i: usize, expected: &Value, got: &Value) -> Option<Difference> {
     let op = expected["op"].as_str().unwrap_or_default();
     let path = format!("results[{i}].{op}");
+    // A bulk with a job whose parent is missing: Node hands out the error code as the
+    // job's id and says nothing; we say what is wrong. The keys are the same.
+    if op == "addBulk"
+        && let Some(code) = got.get("code").and_then(Value::as_i64)
+        && expected["result"].as_array().is_some_and(|ids| ids.contains(&json!(code.to_string())))
+    {
+        return None;
+    }
     // Errors by class: BullMQ's code where it has one, else that there is one.
     if expected.get("error").is_some() || got.get("error").is_some() {
         let same = expected.get("error").is_some() == got.get("error").is_some()

@@ -550,7 +550,7 @@ impl Runner<'_> {
             }
             "removeChildDependency" => {
                 let (_, admin) = self.open(queue).await?;
-                Ok(json!(admin.forget_parent(&id()?, self.clock.now()).await?))
+                Ok(json!(admin.forget_parent(&id()?).await?))
             }
             "pause" => {
                 let (_, admin) = self.open(queue).await?;
