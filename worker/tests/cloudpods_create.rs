@@ -395,7 +395,7 @@ async fn the_handler_speaks_the_engines_language() {
         handler::{FinalCause, Handler, JobError},
     };
     use mpanel_protocol::ids::{JobId, QueueName};
-    use mpanel_worker::services::cloudpods::CreateHandler;
+    use mpanel_worker::services::cloudpods::{CreateHandler, Payload};
 
     let world = World::new().await;
     let handler = CreateHandler::new(world.service.clone());
@@ -404,11 +404,11 @@ async fn the_handler_speaks_the_engines_language() {
         JobContext::detached(queue, id, "create", 1, 2, &data.to_string())
     };
     let good = context("create-121-1", &payload(121));
-    assert_eq!(handler.run(&good, payload(121)).await.unwrap().vmid, 121);
+    assert_eq!(handler.run(&good, Payload(payload(121))).await.unwrap().vmid, 121);
     let mut data = payload(122);
     data["cores"] = json!(0);
     let bad = context("create-122-1", &data);
-    let error = handler.run(&bad, data).await.unwrap_err();
+    let error = handler.run(&bad, Payload(data)).await.unwrap_err();
     assert!(matches!(error, JobError::Never { .. }), "{error}");
     handler.on_failed(&bad, FinalCause::NeverRetry, error.reason()).await.unwrap();
     let row = "SELECT status || ' ' || error FROM cloud_pod_jobs WHERE bull_job_id = 'create-122-1'";

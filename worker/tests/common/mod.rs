@@ -4,6 +4,8 @@
 // Each test binary uses a part of it, and none exports anything.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by several test binaries")]
 
+pub mod stage;
+
 use std::{
     sync::{
         Arc,
@@ -38,7 +40,12 @@ pub struct World {
 
 /// A migrated database of mPanel's with one tenant; no nodes yet.
 pub async fn database() -> (String, PgPool) {
-    let url = Postgres::shared().await.unwrap().mpanel_database().await.unwrap();
+    database_on(Postgres::shared().await.unwrap()).await
+}
+
+/// The same on another server.
+pub async fn database_on(postgres: &Postgres) -> (String, PgPool) {
+    let url = postgres.mpanel_database().await.unwrap();
     let options = connect_options(&url).unwrap();
     migrate::up(&options).await.unwrap();
     let db = db::pool(options, 20);
@@ -59,7 +66,11 @@ impl World {
     }
 
     pub async fn with(config: PveSimConfig) -> Self {
-        let (url, db) = database().await;
+        Self::on(Postgres::shared().await.unwrap(), config).await
+    }
+
+    pub async fn on(postgres: &Postgres, config: PveSimConfig) -> Self {
+        let (url, db) = database_on(postgres).await;
         let nodes = config.nodes;
         let sim = PveSim::start(config).await.unwrap();
         for n in 1..=nodes {
@@ -105,6 +116,17 @@ impl World {
         let reason = error.to_string();
         self.service.fail(&job, Before::Ran, payload, &reason).await.unwrap();
         reason
+    }
+
+    /// The columns of one row, joined by blanks; `NULL` is `-`.
+    pub async fn row(&self, columns: &[&str], rest: &str) -> String {
+        let columns: Vec<String> =
+            columns.iter().map(|column| format!("COALESCE(({column})::text, '-')")).collect();
+        let sql = format!(
+            "SELECT string_agg(r, ' | ') FROM (SELECT concat_ws(' ', {}) AS r {rest}) x",
+            columns.join(", ")
+        );
+        self.one(&sql).await
     }
 
     /// The route's row, inserted after it has enqueued.

@@ -46,8 +46,9 @@ pub async fn by_vmid(tx: &mut Tx, vmid: i32) -> Result<Option<PodRow>, DbError> 
 /// [`DbError::Sql`].
 pub async fn of_job_row(tx: &mut Tx, fence: &Fence, kind: &str) -> Result<Option<Uuid>, DbError> {
     sqlx::query_scalar(
-        "SELECT cloud_pod_id FROM cloud_pod_jobs
-         WHERE bull_job_id = $1 AND type = $2 AND cloud_pod_id IS NOT NULL ORDER BY created_at LIMIT 1",
+        "SELECT p.id FROM cloud_pod_jobs j
+         JOIN cloud_pods p ON p.id = j.cloud_pod_id AND p.tenant_id = j.tenant_id
+         WHERE j.bull_job_id = $1 AND j.type = $2 ORDER BY j.created_at LIMIT 1",
     )
     .bind(&fence.job_id)
     .bind(kind)

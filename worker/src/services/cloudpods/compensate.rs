@@ -245,8 +245,11 @@ impl CreateService {
         if let Some((instance, how)) = retired {
             self.retire(&mut tx, instance, how).await?;
         }
-        // Only the pod that this job made, never whoever holds the VMID.
-        let pod_id = record.pod_id;
+        // Only the pod that this job made (or a Node worker for it), never whoever holds the VMID.
+        let pod_id = match record.pod_id {
+            Some(pod_id) => Some(pod_id),
+            None => pods::of_job_row(&mut tx, fence, KIND).await?,
+        };
         if let Some(pod_id) = pod_id {
             pods::fail(&mut tx, pod_id).await?;
         }

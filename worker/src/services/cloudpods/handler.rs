@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{Before, CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict};
+use super::{
+    Before, CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict,
+    json::{self as lenient, Payload},
+};
 
 /// Serves `cloudpods-create`.
 #[derive(Debug, Clone)]
@@ -28,10 +31,10 @@ impl CreateHandler {
 
 impl Handler for CreateHandler {
     /// Any JSON: the service names the fields that are wrong.
-    type Data = Value;
+    type Data = Payload;
     type Output = CreateResult;
 
-    async fn run(&self, ctx: &JobContext, data: Value) -> Result<CreateResult, JobError> {
+    async fn run(&self, ctx: &JobContext, Payload(data): Payload) -> Result<CreateResult, JobError> {
         let job = job_ref(ctx);
         let (sender, mut steps) = mpsc::unbounded_channel();
         let progress: Progress = Arc::new(move |step: Step| {
@@ -63,7 +66,7 @@ impl Handler for CreateHandler {
     }
 
     async fn on_failed(&self, ctx: &JobContext, cause: FinalCause, reason: &str) -> Result<(), BoxError> {
-        let payload: Value = serde_json::from_str(ctx.data_json()).unwrap_or(Value::Null);
+        let payload: Value = lenient::read(ctx.data_json()).unwrap_or(Value::Null);
         let before = match cause {
             FinalCause::NeverRetry | FinalCause::Exhausted => Before::Ran,
             FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,

@@ -3,7 +3,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
+//! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
 //! | `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
 //! | `sites` | which Proxmox answers for which node |
 //! | `handler` | the glue to the engine |
@@ -18,6 +18,7 @@ mod create;
 mod error;
 mod handler;
 pub mod instance;
+mod json;
 pub mod payload;
 pub mod placement;
 pub mod plan;
@@ -37,6 +38,7 @@ use uuid::Uuid;
 pub use self::{
     error::{CreateError, Verdict},
     handler::CreateHandler,
+    json::Payload,
     plan::Step,
     sites::Sites,
 };

@@ -147,7 +147,8 @@ fn check(payload: CreatePayload) -> Result<CreateSpec, PayloadError> {
     })
 }
 
-/// RFC 1123: labels of letters, digits and inner hyphens, at most 63 each and 253 in all.
+/// RFC 1123: labels of letters, digits and inner hyphens, at most 63 each and 253 in all;
+/// the last one not all digits, since that reads as an address.
 fn hostname(text: &str) -> Result<(), String> {
     if text.len() > 253 {
         return Err(format!("must be at most 253 characters, has {}", text.chars().count()));
@@ -158,10 +159,12 @@ fn hostname(text: &str) -> Result<(), String> {
             && !label.ends_with('-')
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
-    if text.split('.').all(label) {
+    let numeric = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    if text.split('.').all(label) && !numeric {
         Ok(())
     } else {
-        Err("must be a host name: labels of letters, digits and inner `-`, at most 63 each, joined by `.`"
+        Err("must be a host name: labels of letters, digits and inner `-`, at most 63 each, joined by `.`, \
+             the last not all digits"
             .to_owned())
     }
 }
@@ -225,6 +228,8 @@ mod tests {
             ("hostname", json!("a,ip=dhcp")),
             ("hostname", json!(long)),
             ("hostname", json!("ümlaut")),
+            ("hostname", json!("10.0.0.5")),
+            ("hostname", json!(7)),
             ("region", json!("a b;c")),
             ("ip", json!("127.0.0.1")),
             ("ip", json!("10.0.0.5,gw=10.0.0.1")),

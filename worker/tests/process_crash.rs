@@ -1,0 +1,169 @@
+//! The worker dies or freezes in mid-creation, and another one finishes: one
+//! pod, one guest, one allocation, whatever the moment.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
+mod common;
+
+use common::{
+    payload, sim_config,
+    stage::{Held, SOON, Stage},
+};
+use mpanel_testkit::pve::{Fault, FaultAction, PveSimConfig};
+
+const CREATE: &str = "/nodes/*/lxc";
+
+fn step(step: &str, what: &str) -> String {
+    format!("SELECT {what} FROM fleet_job_steps WHERE step = '{step}'")
+}
+
+/// Enqueues, lets a worker begin, waits for the moment, kills it; another finishes.
+async fn survives(config: PveSimConfig, fault: Option<Fault>, moment: (&str, &str)) {
+    let stage = Stage::with(config).await;
+    stage.queue().open_events().await.unwrap();
+    fault.into_iter().for_each(|fault| stage.world.sim.add_fault(fault));
+    let first = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(moment.0, moment.1).await;
+    first.kill9();
+    assert_eq!(stage.queue().state(&id).await.unwrap(), "active", "killed too late to prove anything");
+    stage.world.sim.clear_faults();
+    let _second = stage.worker().await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+    assert_eq!(stage.world.one("SELECT attempts FROM cloud_pod_jobs").await, "2");
+}
+
+fn slow(method: &str, path: &str, action: FaultAction) -> Option<Fault> {
+    Some(Fault::new(method, path, action).nth(1).ms(2000))
+}
+
+#[tokio::test]
+async fn killed_after_it_reserved() {
+    let fault = slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay);
+    survives(sim_config(2), fault, (&step("reserve", "state"), "done")).await;
+}
+
+#[tokio::test]
+async fn killed_while_the_request_to_create_is_on_its_way() {
+    // Handled although its sender is dead: the guest appears later.
+    let fault = slow("POST", CREATE, FaultAction::Delay);
+    survives(sim_config(2), fault, (&step("create", "state"), "sent")).await;
+}
+
+#[tokio::test]
+async fn killed_before_it_heard_of_the_task() {
+    let fault = slow("POST", CREATE, FaultAction::DelayAfter);
+    survives(sim_config(2), fault, (&step("create", "state"), "sent")).await;
+}
+
+#[tokio::test]
+async fn killed_while_the_task_creates() {
+    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
+    survives(config, None, (&step("create", "upid IS NOT NULL"), "true")).await;
+}
+
+#[tokio::test]
+async fn killed_after_the_creation_before_the_start() {
+    let fault = slow("GET", "/nodes/*/lxc/*/status/current", FaultAction::Delay);
+    survives(sim_config(2), fault, (&step("settle", "state"), "done")).await;
+}
+
+#[tokio::test]
+async fn killed_while_the_request_to_start_is_on_its_way() {
+    let fault = slow("POST", "/nodes/*/lxc/*/status/start", FaultAction::Delay);
+    survives(sim_config(2), fault, (&step("start", "state"), "sent")).await;
+}
+
+#[tokio::test]
+async fn killed_while_it_starts() {
+    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
+    survives(config, None, (&step("start", "upid IS NOT NULL"), "true")).await;
+}
+
+#[tokio::test]
+async fn killed_while_it_looks_for_the_address() {
+    let fault = slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay);
+    survives(sim_config(2), fault, (&step("start", "state"), "done")).await;
+}
+
+#[tokio::test]
+async fn killed_in_the_middle_of_the_commit() {
+    let stage = Stage::new().await;
+    stage.queue().open_events().await.unwrap();
+    stage.world.sim.add_fault(slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay).unwrap());
+    let first = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(&step("start", "state"), "done").await;
+    let held = Held::quota(&stage.world.url).await;
+    stage.until(&step("verify", "state"), "done").await;
+    let waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    stage.until(waits, "true").await;
+    first.kill9();
+    held.release().await;
+    let _second = stage.worker().await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+}
+
+#[tokio::test]
+async fn killed_after_the_commit_before_redis_knew() {
+    let stage = Stage::new().await;
+    stage.queue().open_events().await.unwrap();
+    stage.world.sim.add_fault(slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay).unwrap());
+    let first = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(&step("start", "state"), "done").await;
+    stage.redis.sigstop().unwrap();
+    stage.until("SELECT status FROM cloud_pods", "active").await;
+    first.kill9();
+    stage.redis.sigcont().unwrap();
+    let asked = stage.mutations().len();
+    let _second = stage.worker().await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+    assert_eq!(stage.mutations().len(), asked, "the second worker only answers");
+}
+
+/// Freezes the first worker at the moment, lets a second take over and finish,
+/// thaws the first: it must write nothing more, here or on Proxmox.
+async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (&str, &str)) {
+    let stage = Stage::with(config).await;
+    stage.queue().open_events().await.unwrap();
+    fault.into_iter().for_each(|fault| stage.world.sim.add_fault(fault));
+    let first = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(moment.0, moment.1).await;
+    first.signal("STOP").unwrap();
+    stage.world.sim.clear_faults();
+    let second = stage.worker().await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+    let asked = stage.mutations().len();
+    let rows = "SELECT (SELECT md5(string_agg(p::text, '')) FROM cloud_pods p)
+        || (SELECT md5(string_agg(j::text, '')) FROM cloud_pod_jobs j)
+        || (SELECT md5(string_agg(s::text, '' ORDER BY step)) FROM fleet_job_steps s)
+        || (SELECT md5(string_agg(f::text, '')) FROM fleet_job_fence f)";
+    let before = stage.world.one(rows).await;
+    first.signal("CONT").unwrap();
+    first.wait_line("lock lost", SOON).await.unwrap();
+    // It goes on serving: the next job may be anyone's.
+    first.sigterm().unwrap();
+    assert_eq!(first.wait(SOON).await.unwrap().code(), Some(0));
+    assert_eq!(stage.mutations().len(), asked);
+    assert_eq!(stage.world.one(rows).await, before);
+    stage.assert_one_pod(&id, 121).await;
+    drop(second);
+}
+
+#[tokio::test]
+async fn frozen_before_the_request_to_create() {
+    let fault = slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay);
+    thaws_harmlessly(sim_config(2), fault, (&step("reserve", "state"), "done")).await;
+}
+
+#[tokio::test]
+async fn frozen_while_the_task_creates() {
+    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
+    thaws_harmlessly(config, None, (&step("create", "upid IS NOT NULL"), "true")).await;
+}
