@@ -18,7 +18,7 @@ test-full: ## The same with all versions, topologies and the long runs
 	@FLEET_TEST_TIER=full scripts/test.sh
 
 bench: ## Drain 100,000 jobs beside npm bullmq
-	@scripts/setup.sh
+	@FOR=demo scripts/setup.sh
 	@cargo run --release --locked -p mpanel-bench -- $(ARGS)
 
 fmt: ## Format the code

@@ -3,7 +3,7 @@
 #   KEEP=1    leaves it running until Ctrl-C
 source "$(dirname "$0")/lib.sh"
 
-scripts/setup.sh
+FOR=demo scripts/setup.sh
 private_temp demo
 say "building mpanel-worker and the demo (the first time takes some minutes)"
 cargo build --locked -p mpanel-worker --bin mpanel-worker -p mpanel-testkit --bin demo

@@ -3,6 +3,7 @@
 # a second run installs nothing. Services of the distribution are neither started, used nor stopped: packages
 # that come with one are installed with starting forbidden, and the service is disabled.
 #   scripts/setup.sh [--check]    --check only says what is missing and fails when something is
+#   FOR=demo                      without what only the tests need (cargo-deny, rustfmt, clippy)
 source "$(dirname "$0")/lib.sh"
 
 DENY_VERSION=0.20.2
@@ -104,7 +105,9 @@ install_deny() {
 check_cargo
 check_node
 install_packages
-install_components
 install_node_packages
-install_deny
+if [ "${FOR:-}" != demo ]; then
+  install_components
+  install_deny
+fi
 if [ "$INSTALLED" = 0 ]; then say "setup: nothing to install"; else say "setup: done"; fi
