@@ -298,8 +298,8 @@ impl Runner<'_> {
         self.held.remove(&(queue.to_owned(), job.id.to_string()));
         let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
         let transition = self.failure(job, &failure)?;
-        let (_, next) = self.finish(queue, job.id.clone(), token, transition, true).await?;
-        Ok(Some(next.unwrap_or_default()))
+        self.finish(queue, job.id.clone(), token, transition, false).await?;
+        self.fetch(queue, token).await.map(Some)
     }
 
     fn spec<'t>(&'t self, token: &'t LockToken) -> FetchSpec<'t> {
