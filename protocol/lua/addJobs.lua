@@ -123,7 +123,7 @@ for i = 1, #jobs do
 end
 
 flush()
-if refusedCount > 0 then call("DECRBY", P .. "id", refusedCount) end
+if refusedCount > 0 and call("DECRBY", P .. "id", refusedCount) == 0 then call("DEL", P .. "id") end
 if anyWaiting then wake(q) end
 if anyDelayed then wakeDelayed(q) end
 trimEvents(q)

@@ -18,6 +18,8 @@ local source = P .. state
 local isList = state == "wait" or state == "paused" or state == "active"
 local finished = state == "completed" or state == "failed"
 local removed = {}
+-- As in BullMQ, a limit counts the jobs looked at, except for finished ones.
+if limit and not finished then window = math.min(window, limit - kept - before) end
 
 local function isOld(id)
   if finished then return true end -- chosen by score already
@@ -57,7 +59,8 @@ end
 if isList and #removed > 0 then call("LREM", source, -#removed, GONE) end
 for i = 1, #removed do removeJob(q, removed[i], true, true, now) end
 
-local done = (looked == n and n < window) or (limit and before + #removed >= limit) or false
+local counted = before + #removed + (finished and 0 or kept)
+local done = (looked == n and n < window) or (limit and counted >= limit) or false
 if done then
   call("XADD", q.events, "*", "event", "cleaned", "count", before + #removed)
 end

@@ -20,11 +20,7 @@ if resetStarted then call("HDEL", key, "ats") end
 local f = call("HMGET", key, "parentKey", "priority")
 -- 5.x forgets the priority of a job that is run again.
 pushJob(q, id, peer == "v6" and tonumber(f[2]) or 0, lifo and "RPUSH" or "LPUSH")
-if f[1] and call("EXISTS", f[1]) == 1 then
-  if call("ZSCORE", (splitJobKey(f[1])) .. "waiting-children", string.sub(f[1], #(splitJobKey(f[1])) + 1)) then
-    call("SADD", f[1] .. ":dependencies", key)
-  end
-end
+regainChild(key, f[1])
 call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", from)
 trimEvents(q)
 return 1

@@ -16,7 +16,10 @@ if #ids == 0 then return 0 end
 if from ~= "delayed" then
   local text = from == "failed" and "failedReason" or "returnvalue"
   for i = 1, #ids do
-    call("HDEL", P .. ids[i], "finishedOn", "processedOn", text)
+    local key = P .. ids[i]
+    call("HDEL", key, "finishedOn", "processedOn", text)
+    -- 5.x forgets the parents when it runs jobs again in bulk.
+    if peer == "v6" then regainChild(key, call("HGET", key, "parentKey"), true) end
   end
 end
 for i = 1, #ids do

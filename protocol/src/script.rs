@@ -164,9 +164,9 @@ scripts! {
     /// `lua/updateJob.lua`
     UPDATE_JOB = "updateJob" ["queue"];
     /// `lua/reprocessJob.lua`
-    REPROCESS_JOB = "reprocessJob" ["queue", "push"];
+    REPROCESS_JOB = "reprocessJob" ["queue", "push", "regain"];
     /// `lua/requeueJobs.lua`
-    REQUEUE_JOBS = "requeueJobs" ["queue"];
+    REQUEUE_JOBS = "requeueJobs" ["queue", "regain"];
     /// `lua/promoteJob.lua`
     PROMOTE_JOB = "promoteJob" ["queue", "push"];
     /// `lua/changeDelay.lua`

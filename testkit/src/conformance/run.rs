@@ -285,6 +285,23 @@ impl Runner<'_> {
         Ok(fetched)
     }
 
+    /// What 5.x's worker does before it hands a job out: one with a deferred failure
+    /// is failed at once, and the next one taken. In 6.x that is the caller's part.
+    async fn fail_deferred(
+        &mut self,
+        queue: &str,
+        token: &str,
+        fetched: &Fetched,
+    ) -> Result<Option<Fetched>, StepError> {
+        let Some(job) = fetched.jobs.first().filter(|_| self.peer == Peer::V5) else { return Ok(None) };
+        let Some(reason) = job.deferred_failure.clone() else { return Ok(None) };
+        self.held.remove(&(queue.to_owned(), job.id.to_string()));
+        let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
+        let transition = self.failure(job, &failure)?;
+        self.finish(queue, job.id.clone(), token, transition, false).await?;
+        self.fetch(queue, token).await.map(Some)
+    }
+
     fn spec<'t>(&'t self, token: &'t LockToken) -> FetchSpec<'t> {
         let worker = &self.scenario.worker_options;
         let limiter = worker.get("limiter").and_then(|l| {
@@ -410,7 +427,10 @@ impl Runner<'_> {
                 Ok(enqueued.iter().map(|e| json!(mask(e.id().as_str()))).collect())
             }
             "fetch" => {
-                let fetched = self.fetch(queue, token).await?;
+                let mut fetched = self.fetch(queue, token).await?;
+                while let Some(next) = self.fail_deferred(queue, token, &fetched).await? {
+                    fetched = next;
+                }
                 Ok(fetched_view(&fetched))
             }
             "complete" | "fail" => {
