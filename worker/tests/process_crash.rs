@@ -9,7 +9,10 @@ use common::{
     payload, sim_config,
     stage::{Held, SOON, Stage},
 };
-use mpanel_testkit::pve::{Fault, FaultAction, PveSimConfig};
+use mpanel_testkit::{
+    eventually,
+    pve::{Fault, FaultAction, PveSimConfig},
+};
 
 const CREATE: &str = "/nodes/*/lxc";
 
@@ -154,6 +157,60 @@ async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (&
     assert_eq!(stage.world.one(rows).await, before);
     stage.assert_one_pod(&id, 121).await;
     drop(second);
+}
+
+#[tokio::test]
+async fn frozen_while_it_cleans_up_after_a_failure() {
+    let stage = Stage::new().await;
+    stage.queue().open_events().await.unwrap();
+    let sim = &stage.world.sim;
+    let start = Fault::new("POST", "/nodes/*/lxc/*/status/start", FaultAction::TaskError).nth(1);
+    sim.add_fault(start.text("startup for container failed"));
+    // Two looks around the start; the third one is the clean-up's, before it destroys.
+    let status = "/nodes/*/lxc/*/status/current";
+    sim.add_fault(Fault::new("GET", status, FaultAction::Delay).nth(3).ms(2000));
+    let first = stage.worker().await;
+    let opts = serde_json::json!({"jobId": "once", "attempts": 1});
+    stage.queue().add("create", payload(121), opts).await.unwrap();
+    eventually("the clean-up", SOON, || async {
+        let looks = sim.requests().iter().filter(|r| r.path.ends_with("/status/current")).count();
+        if looks == 3 { Ok(()) } else { Err(format!("{looks} looks")) }
+    })
+    .await
+    .unwrap();
+    first.signal("STOP").unwrap();
+    sim.clear_faults();
+    // For the second one the same attempt has not ended: it makes what the first one wants to take away.
+    let _second = stage.worker().await;
+    stage.finished("once").await;
+    stage.assert_one_pod("once", 121).await;
+    first.signal("CONT").unwrap();
+    first.wait_line("lock lost", SOON).await.unwrap();
+    first.sigterm().unwrap();
+    assert_eq!(first.wait(SOON).await.unwrap().code(), Some(0));
+    stage.assert_one_pod("once", 121).await;
+}
+
+#[tokio::test]
+async fn killed_while_it_cleans_up_after_a_failure() {
+    let stage = Stage::with(PveSimConfig { task_ms: 800, ..sim_config(2) }).await;
+    let sim = &stage.world.sim;
+    let start = Fault::new("POST", "/nodes/*/lxc/*/status/start", FaultAction::TaskError);
+    sim.add_fault(start.text("startup for container failed"));
+    let first = stage.worker().await;
+    let opts = serde_json::json!({"jobId": "once", "attempts": 1});
+    stage.queue().add("create", payload(121), opts).await.unwrap();
+    stage.until_asked("DELETE", "/lxc/121").await;
+    first.kill9();
+    let _second = stage.worker().await;
+    stage.queue().wait_until_finished("once", SOON).await.unwrap_err();
+    let world = &stage.world;
+    assert_eq!(world.one("SELECT status FROM cloud_pods").await, "failed");
+    assert_eq!(world.one("SELECT string_agg(status, ';') FROM cloud_pod_jobs").await, "failed");
+    assert_eq!(world.allocated().await, "0/0/0");
+    assert_eq!(world.one("SELECT state FROM fleet_vmids").await, "cooldown");
+    assert_eq!(sim.guests().len(), 0);
+    assert!(sim.invariants().ok);
 }
 
 #[tokio::test]
