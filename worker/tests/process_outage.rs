@@ -142,19 +142,28 @@ async fn proxmox_goes(moment: Option<(&str, &str)>, config: PveSimConfig) {
 }
 
 #[tokio::test]
-async fn proxmox_is_away_when_a_job_comes() {
-    proxmox_goes(None, sim_config(2)).await;
-}
-
-#[tokio::test]
-async fn proxmox_goes_away_while_it_creates() {
-    proxmox_goes(Some((SENT, "true")), PveSimConfig { task_ms: 800, ..sim_config(2) }).await;
-}
-
-#[tokio::test]
-async fn proxmox_goes_away_while_it_starts() {
+async fn proxmox_goes_away_before_and_while_it_creates_and_while_it_starts() {
     let started = "SELECT upid IS NOT NULL FROM fleet_job_steps WHERE step = 'start'";
-    proxmox_goes(Some((started, "true")), PveSimConfig { task_ms: 800, ..sim_config(2) }).await;
+    let slow = || PveSimConfig { task_ms: 800, ..sim_config(2) };
+    tokio::join!(
+        proxmox_goes(None, sim_config(2)),
+        proxmox_goes(Some((SENT, "true")), slow()),
+        proxmox_goes(Some((started, "true")), slow()),
+    );
+}
+
+#[tokio::test]
+async fn it_can_be_stopped_while_it_waits() {
+    let stage = Stage::new().await;
+    for (name, url, line) in [
+        ("DATABASE_URL", "postgres://fleet@127.0.0.1:1/none", "waiting for Postgres"),
+        ("REDIS_URL", "redis://127.0.0.1:1", "waiting for Redis"),
+    ] {
+        let worker = stage.program(&["run"], &[(name, url)]).start().unwrap();
+        worker.wait_line(line, SOON).await.unwrap();
+        worker.sigterm().unwrap();
+        assert_eq!(worker.wait(SOON).await.unwrap().code(), Some(0));
+    }
 }
 
 #[tokio::test]
