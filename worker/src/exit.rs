@@ -96,15 +96,15 @@ impl From<DbError> for Failed {
             DbError::Sql { source, .. } => of_sql(source),
             DbError::Fenced { .. } => Exit::Temporary,
         };
-        let hint = match &error {
-            DbError::Sql { source: sqlx::Error::Database(cause), .. }
-                if cause.code().as_deref() == Some("42P01") =>
-            {
-                "; run `mpanel-worker migrate` first"
-            }
+        let no_table = matches!(error.sqlstate().as_deref(), Some("42P01"));
+        if no_table {
+            let text = format!("{error}; run `mpanel-worker migrate` first");
+            return Self::new(Exit::Precondition, text);
+        }
+        let hint = match exit {
+            Exit::Permission | Exit::Configuration | Exit::Unavailable => "; check DATABASE_URL",
             _ => "",
         };
-        let exit = if hint.is_empty() { exit } else { Exit::Precondition };
         Self::new(exit, format!("{error}{hint}"))
     }
 }

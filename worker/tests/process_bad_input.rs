@@ -261,10 +261,21 @@ async fn what_is_no_json_or_nobodys_job_fails_and_the_queue_goes_on() {
     }
     enqueue(&stage, "create", payload(300), "no-utf8").await;
     set(&mut redis, "no-utf8", b"{\"hostname\":\"\xff\xfe\"}").await;
+    // Ids that our books cannot take as they are: mPanel puts the vmid into them.
+    let mut odd_ids = Vec::new();
+    for vmid in ["1\02".to_owned(), "9".repeat(5000)] {
+        let Case { data, .. } = with("vmid", json!(vmid));
+        odd_ids.push(stage.enqueue(data).await);
+    }
     let good = stage.enqueue(payload(121)).await;
     let _worker = stage.worker().await;
     stage.finished(&good).await;
-    until_ended(&redis, texts.len() + names.len() + 2).await;
+    until_ended(&redis, texts.len() + names.len() + odd_ids.len() + 2).await;
+    for id in odd_ids {
+        let reason = hash(&mut redis, &id, "failedReason").await;
+        assert!(reason.starts_with("Invalid payload: vmid "), "{reason:.300}");
+    }
+    assert_eq!(stage.world.one("SELECT count(*) FROM cloud_pod_jobs WHERE status <> 'failed'").await, "1");
     let mut complaints = Vec::new();
     for (id, _, names) in &texts {
         complaints.extend(complaint(&stage, &mut redis, id, names).await);

@@ -9,7 +9,10 @@ use common::{
     payload, sim_config,
     stage::{Held, SOON, Stage},
 };
-use mpanel_testkit::pve::{Fault, FaultAction, PveSimConfig};
+use mpanel_testkit::{
+    eventually,
+    pve::{Fault, FaultAction, PveSimConfig},
+};
 
 const CREATE: &str = "/nodes/*/lxc";
 
@@ -18,13 +21,13 @@ fn step(step: &str, what: &str) -> String {
 }
 
 /// Enqueues, lets a worker begin, waits for the moment, kills it; another finishes.
-async fn survives(config: PveSimConfig, fault: Option<Fault>, moment: (&str, &str)) {
+async fn survives(config: PveSimConfig, fault: Option<Fault>, moment: (String, &str)) {
     let stage = Stage::with(config).await;
     stage.queue().open_events().await.unwrap();
     fault.into_iter().for_each(|fault| stage.world.sim.add_fault(fault));
     let first = stage.worker().await;
     let id = stage.enqueue(payload(121)).await;
-    stage.until(moment.0, moment.1).await;
+    stage.until(&moment.0, moment.1).await;
     first.kill9();
     assert_eq!(stage.queue().state(&id).await.unwrap(), "active", "killed too late to prove anything");
     stage.world.sim.clear_faults();
@@ -38,53 +41,50 @@ fn slow(method: &str, path: &str, action: FaultAction) -> Option<Fault> {
     Some(Fault::new(method, path, action).nth(1).ms(2000))
 }
 
-#[tokio::test]
-async fn killed_after_it_reserved() {
-    let fault = slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay);
-    survives(sim_config(2), fault, (&step("reserve", "state"), "done")).await;
+fn busy() -> PveSimConfig {
+    PveSimConfig { task_ms: 1500, ..sim_config(2) }
 }
 
 #[tokio::test]
-async fn killed_while_the_request_to_create_is_on_its_way() {
-    // Handled although its sender is dead: the guest appears later.
-    let fault = slow("POST", CREATE, FaultAction::Delay);
-    survives(sim_config(2), fault, (&step("create", "state"), "sent")).await;
+async fn killed_before_and_while_it_asks_for_the_guest() {
+    let reserved = step("reserve", "state");
+    let sent = step("create", "state");
+    tokio::join!(
+        survives(sim_config(2), slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay), (reserved, "done")),
+        // Handled although its sender is dead: the guest appears later.
+        survives(sim_config(2), slow("POST", CREATE, FaultAction::Delay), (sent.clone(), "sent")),
+        // Handled at once, but the task's name is never heard.
+        survives(sim_config(2), slow("POST", CREATE, FaultAction::DelayAfter), (sent.clone(), "sent")),
+    );
 }
 
 #[tokio::test]
-async fn killed_before_it_heard_of_the_task() {
-    let fault = slow("POST", CREATE, FaultAction::DelayAfter);
-    survives(sim_config(2), fault, (&step("create", "state"), "sent")).await;
+async fn killed_while_the_guest_is_made_and_before_it_starts() {
+    tokio::join!(
+        survives(busy(), None, (step("create", "upid IS NOT NULL"), "true")),
+        survives(
+            sim_config(2),
+            slow("GET", "/nodes/*/lxc/*/status/current", FaultAction::Delay),
+            (step("settle", "state"), "done"),
+        ),
+    );
 }
 
 #[tokio::test]
-async fn killed_while_the_task_creates() {
-    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
-    survives(config, None, (&step("create", "upid IS NOT NULL"), "true")).await;
-}
-
-#[tokio::test]
-async fn killed_after_the_creation_before_the_start() {
-    let fault = slow("GET", "/nodes/*/lxc/*/status/current", FaultAction::Delay);
-    survives(sim_config(2), fault, (&step("settle", "state"), "done")).await;
-}
-
-#[tokio::test]
-async fn killed_while_the_request_to_start_is_on_its_way() {
-    let fault = slow("POST", "/nodes/*/lxc/*/status/start", FaultAction::Delay);
-    survives(sim_config(2), fault, (&step("start", "state"), "sent")).await;
-}
-
-#[tokio::test]
-async fn killed_while_it_starts() {
-    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
-    survives(config, None, (&step("start", "upid IS NOT NULL"), "true")).await;
-}
-
-#[tokio::test]
-async fn killed_while_it_looks_for_the_address() {
-    let fault = slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay);
-    survives(sim_config(2), fault, (&step("start", "state"), "done")).await;
+async fn killed_while_the_guest_starts_and_before_its_address_is_known() {
+    tokio::join!(
+        survives(
+            sim_config(2),
+            slow("POST", "/nodes/*/lxc/*/status/start", FaultAction::Delay),
+            (step("start", "state"), "sent"),
+        ),
+        survives(busy(), None, (step("start", "upid IS NOT NULL"), "true")),
+        survives(
+            sim_config(2),
+            slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay),
+            (step("start", "state"), "done"),
+        ),
+    );
 }
 
 #[tokio::test]
@@ -127,13 +127,13 @@ async fn killed_after_the_commit_before_redis_knew() {
 
 /// Freezes the first worker at the moment, lets a second take over and finish,
 /// thaws the first: it must write nothing more, here or on Proxmox.
-async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (&str, &str)) {
+async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (String, &str)) {
     let stage = Stage::with(config).await;
     stage.queue().open_events().await.unwrap();
     fault.into_iter().for_each(|fault| stage.world.sim.add_fault(fault));
     let first = stage.worker().await;
     let id = stage.enqueue(payload(121)).await;
-    stage.until(moment.0, moment.1).await;
+    stage.until(&moment.0, moment.1).await;
     first.signal("STOP").unwrap();
     stage.world.sim.clear_faults();
     let second = stage.worker().await;
@@ -157,13 +157,64 @@ async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (&
 }
 
 #[tokio::test]
-async fn frozen_before_the_request_to_create() {
-    let fault = slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay);
-    thaws_harmlessly(sim_config(2), fault, (&step("reserve", "state"), "done")).await;
+async fn frozen_while_it_cleans_up_after_a_failure() {
+    let stage = Stage::new().await;
+    stage.queue().open_events().await.unwrap();
+    let sim = &stage.world.sim;
+    let start = Fault::new("POST", "/nodes/*/lxc/*/status/start", FaultAction::TaskError).nth(1);
+    sim.add_fault(start.text("startup for container failed"));
+    // Two looks around the start; the third one is the clean-up's, before it destroys.
+    let status = "/nodes/*/lxc/*/status/current";
+    sim.add_fault(Fault::new("GET", status, FaultAction::Delay).nth(3).ms(2000));
+    let first = stage.worker().await;
+    let opts = serde_json::json!({"jobId": "once", "attempts": 1});
+    stage.queue().add("create", payload(121), opts).await.unwrap();
+    eventually("the clean-up", SOON, || async {
+        let looks = sim.requests().iter().filter(|r| r.path.ends_with("/status/current")).count();
+        if looks == 3 { Ok(()) } else { Err(format!("{looks} looks")) }
+    })
+    .await
+    .unwrap();
+    first.signal("STOP").unwrap();
+    sim.clear_faults();
+    // For the second one the same attempt has not ended: it makes what the first one wants to take away.
+    let _second = stage.worker().await;
+    stage.finished("once").await;
+    stage.assert_one_pod("once", 121).await;
+    first.signal("CONT").unwrap();
+    first.wait_line("lock lost", SOON).await.unwrap();
+    first.sigterm().unwrap();
+    assert_eq!(first.wait(SOON).await.unwrap().code(), Some(0));
+    stage.assert_one_pod("once", 121).await;
 }
 
 #[tokio::test]
-async fn frozen_while_the_task_creates() {
-    let config = PveSimConfig { task_ms: 1500, ..sim_config(2) };
-    thaws_harmlessly(config, None, (&step("create", "upid IS NOT NULL"), "true")).await;
+async fn killed_while_it_cleans_up_after_a_failure() {
+    let stage = Stage::with(PveSimConfig { task_ms: 800, ..sim_config(2) }).await;
+    let sim = &stage.world.sim;
+    let start = Fault::new("POST", "/nodes/*/lxc/*/status/start", FaultAction::TaskError);
+    sim.add_fault(start.text("startup for container failed"));
+    let first = stage.worker().await;
+    let opts = serde_json::json!({"jobId": "once", "attempts": 1});
+    stage.queue().add("create", payload(121), opts).await.unwrap();
+    stage.until_asked("DELETE", "/lxc/121").await;
+    first.kill9();
+    let _second = stage.worker().await;
+    stage.queue().wait_until_finished("once", SOON).await.unwrap_err();
+    let world = &stage.world;
+    assert_eq!(world.one("SELECT status FROM cloud_pods").await, "failed");
+    assert_eq!(world.one("SELECT string_agg(status, ';') FROM cloud_pod_jobs").await, "failed");
+    assert_eq!(world.allocated().await, "0/0/0");
+    assert_eq!(world.one("SELECT state FROM fleet_vmids").await, "cooldown");
+    assert_eq!(sim.guests().len(), 0);
+    assert!(sim.invariants().ok);
+}
+
+#[tokio::test]
+async fn frozen_before_the_request_to_create_and_while_its_task_runs() {
+    let fault = slow("GET", "/nodes/*/lxc/*/config", FaultAction::Delay);
+    tokio::join!(
+        thaws_harmlessly(sim_config(2), fault, (step("reserve", "state"), "done")),
+        thaws_harmlessly(busy(), None, (step("create", "upid IS NOT NULL"), "true")),
+    );
 }

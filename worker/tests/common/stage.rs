@@ -67,7 +67,7 @@ impl Stage {
             ("PROXMOX_TOKEN_SECRET", sim.token_secret().to_owned()),
             ("PROXMOX_TLS_FINGERPRINT", sim.fingerprint().to_owned()),
             ("MPANEL_FLEET_PROXMOX__SETTLE_SECONDS", "3".to_owned()),
-            ("MPANEL_FLEET_RUN__LOCK_MS", "1000".to_owned()),
+            ("MPANEL_FLEET_RUN__LOCK_MS", "2000".to_owned()),
             ("MPANEL_FLEET_RUN__STALLED_MS", "1000".to_owned()),
             ("RUST_LOG", "info,mpanel_worker=debug,sqlx=warn".to_owned()),
         ]

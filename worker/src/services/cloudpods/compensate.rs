@@ -20,7 +20,7 @@ use crate::adapters::{
     db::{
         self, DbError, Tx,
         jobs::{self, Ending},
-        ledger::{self, Fence},
+        ledger::{self, Fence, StepRecord},
         nodes,
         pods::{self, Retired},
         quota,
@@ -95,13 +95,11 @@ impl CreateService {
             return Ok(Retired::Quarantined);
         };
         let client = self.sites.at(&client);
-        let started_s = record.started_at.timestamp();
-        let unknown = (record.state == "sent" && record.upid.is_none())
-            .then(|| Duration::from_secs_f64(record.age_s.max(0.0)));
-        let upid = record.upid.as_deref().and_then(|text| text.parse::<Upid>().ok());
         let deadline = Instant::now() + CLEANUP_DEADLINE;
-        match self.remove(instance, &client, upid, started_s, unknown, deadline).await {
+        match self.remove(fence, instance, &client, &record, deadline).await {
             Ok(retired) => Ok(retired),
+            // Overtaken, or the books cannot be read: nothing is to be concluded, nor written.
+            Err(error @ CreateError::Db(_)) => Err(error),
             Err(error) => {
                 tracing::error!(vmid = instance.vmid, %error, "what is left of the pod cannot be verified; quarantined");
                 Ok(Retired::Quarantined)
@@ -111,13 +109,16 @@ impl CreateService {
 
     async fn remove(
         &self,
+        fence: &Fence,
         instance: &Instance,
         client: &PveClient,
-        upid: Option<Upid>,
-        started_s: i64,
-        unknown: Option<Duration>,
+        record: &StepRecord,
         deadline: Instant,
-    ) -> Result<Retired, PveError> {
+    ) -> Result<Retired, CreateError> {
+        let started_s = record.started_at.timestamp();
+        let unknown = (record.state == "sent" && record.upid.is_none())
+            .then(|| Duration::from_secs_f64(record.age_s.max(0.0)));
+        let upid = record.upid.as_deref().and_then(|text| text.parse::<Upid>().ok());
         // A request of unknown outcome may still take effect.
         if let Some(age) = unknown
             && let Some(rest) = self.settle.checked_sub(age)
@@ -152,7 +153,7 @@ impl CreateService {
                 Guest::HalfMade | Guest::Ours { in_creation: true } => {}
                 Guest::Ours { in_creation: false } => {
                     absent = 0;
-                    self.destroy(client, instance, &at, &mut stopped, deadline).await?;
+                    self.destroy(fence, client, instance, &at, &mut stopped, deadline).await?;
                 }
             }
             if absent >= 2 {
@@ -168,14 +169,19 @@ impl CreateService {
     /// One try to stop and destroy; what came of it shows at the next look.
     async fn destroy(
         &self,
+        fence: &Fence,
         client: &PveClient,
         instance: &Instance,
         node: &str,
         stopped: &mut bool,
         deadline: Instant,
-    ) -> Result<(), PveError> {
+    ) -> Result<(), CreateError> {
         let running = patiently(self.away(), || client.container_status(node, instance.vmid)).await?.status
             == "running";
+        // A newer attempt may have made this guest its own while we were held up.
+        if !ledger::is_current(&self.db, fence).await? {
+            return Err(fence.lost().into());
+        }
         let outcome = if running && !*stopped {
             client.stop_container(node, instance.vmid).await
         } else {
@@ -197,7 +203,7 @@ impl CreateService {
                 *stopped = false;
                 Ok(())
             }
-            Outcome::NotDone(error) => Err(error),
+            Outcome::NotDone(error) => Err(error.into()),
             Outcome::Unknown(_) => Ok(()),
         }
     }

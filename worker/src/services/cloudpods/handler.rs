@@ -15,6 +15,9 @@ use super::{
     json::{self as lenient, Payload},
 };
 
+/// Longest job id that is kept as it is, bytes.
+const ID_MAX: usize = 1000;
+
 /// Serves `cloudpods-create`.
 #[derive(Debug, Clone)]
 pub struct CreateHandler {
@@ -72,23 +75,39 @@ impl Handler for CreateHandler {
             FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
         };
         tracing::info!(job = %ctx.id(), ?cause, reason, "creation failed for good");
-        Box::pin(self.service.fail(&job_ref(ctx), before, &payload, reason)).await?;
-        Ok(())
+        let job = job_ref(ctx);
+        tokio::select! {
+            // cancel-safe: it may run twice, and goes on where it was.
+            () = ctx.cancelled().cancelled() => Err("the worker stopped, or lost the job, in mid-clean-up".into()),
+            failed = Box::pin(self.service.fail(&job, before, &payload, reason)) => Ok(failed?),
+        }
     }
 }
 
 fn job_ref(ctx: &JobContext) -> JobRef {
     JobRef {
         queue: ctx.queue().to_string(),
-        job_id: ctx.id().to_string(),
+        job_id: stored_id(ctx.id().as_str()),
         attempt: ctx.attempt(),
-        attempt_id: attempt_id(ctx.fencing_token().as_str()),
+        // Hashed: the token itself is a credential and stays in Redis.
+        attempt_id: digest(ctx.fencing_token().as_str()),
     }
 }
 
-/// A hash of the lock token: the token itself is a credential and stays in Redis.
-fn attempt_id(token: &str) -> String {
-    Sha256::digest(token.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+/// The job's id as our books take it: Postgres refuses NUL in texts, and keys
+/// of more than about 2700 bytes. (mPanel's ids hold the payload's vmid, whatever that is.)
+fn stored_id(id: &str) -> String {
+    let clean = id.replace('\0', "\u{fffd}");
+    if clean.len() <= ID_MAX {
+        return clean;
+    }
+    let start: String = clean.chars().take(100).collect();
+    format!("{start}…{}", digest(id))
+}
+
+/// A short hash.
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn job_error(error: CreateError) -> JobError {

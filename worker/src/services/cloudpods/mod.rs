@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
 //! | `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
+//! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `sites` | which Proxmox answers for which node |
 //! | `handler` | the glue to the engine |
 //!
@@ -13,6 +14,7 @@
 //! anything is sent. An attempt that has been overtaken by a newer one is
 //! stopped by its fence at its next write.
 
+mod away;
 mod compensate;
 mod create;
 mod error;
@@ -35,6 +37,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use self::{away::Away, instance::Instance, reserve::Wanted};
 pub use self::{
     error::{CreateError, Verdict},
     handler::CreateHandler,
@@ -42,7 +45,6 @@ pub use self::{
     plan::Step,
     sites::Sites,
 };
-use self::{instance::Instance, reserve::Wanted};
 use crate::{
     adapters::db::{
         self, DbError, jobs,
@@ -178,12 +180,13 @@ impl CreateService {
         progress(Step::Reserve);
         let spec = payload::parse(payload)?;
         self.adopt_job_row(fence, job, payload, spec.tenant_id).await?;
+        let mut away = Away::default();
         let mut instance = match pods::live_instance(&self.db, fence).await? {
             Some(row) => readable(row)?,
             None => {
                 // A guest that an earlier attempt had to give up keeps its VMID.
                 let moved_from = pods::quarantined_vmid(&self.db, fence).await?;
-                self.reserve(fence, Wanted { spec: &spec, moved_from }).await?
+                self.reserve_patiently(fence, Wanted { spec: &spec, moved_from }, &mut away).await?
             }
         };
         let mut moves = 0;
@@ -200,9 +203,26 @@ impl CreateService {
                     self.give_up(fence, &instance, &why, how).await?;
                     // A VMID that never had a guest is still the payload's.
                     let moved_from = may_exist.then_some(instance.row.vmid);
-                    instance = self.reserve(fence, Wanted { spec: &spec, moved_from }).await?;
+                    instance =
+                        self.reserve_patiently(fence, Wanted { spec: &spec, moved_from }, &mut away).await?;
                 }
+                // Every step may be entered again; what was done is found.
+                Err(error) if away.waited(&error).await => {}
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn reserve_patiently(
+        &self,
+        fence: &Fence,
+        wanted: Wanted<'_>,
+        away: &mut Away,
+    ) -> Result<Instance, CreateError> {
+        loop {
+            match Box::pin(self.reserve(fence, wanted)).await {
+                Err(error) if away.waited(&error).await => {}
+                result => return result,
             }
         }
     }
