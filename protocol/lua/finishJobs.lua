@@ -28,7 +28,8 @@ local lockKeys, familyKeys = {}, {}
 local promoteFirst = false
 local kinds = {}
 for i = 1, n do
-  kinds[items[i][1]] = true
+  -- What is not kept is written to no set.
+  if items[i][1] > FAIL or items[i][6] ~= 0 then kinds[items[i][1]] = true end
   local key = P .. items[i][2]
   lockKeys[i] = key .. ":lock"
   familyKeys[2 * i - 1] = key .. ":dependencies"

@@ -38,13 +38,6 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     return { {}, 0, 0, {} }
   end
 
-  -- A key of a wrong type must fail the call before the first id leaves its list:
-  -- a script that fails half way is not undone.
-  call("LLEN", base .. "active")
-  call("ZCARD", base .. "prioritized")
-  call("ZCARD", base .. "marker")
-  call("XLEN", q.events)
-
   local ids = call("RPOP", base .. "wait", slots) or {}
   local legacy = false
   for i = 1, #ids do
@@ -63,30 +56,29 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
       end
     end
   end
-  local fromList = #ids
+  -- A script that fails half way is not undone by Redis. What may meet a key of a
+  -- wrong type is tried, and what was popped goes back before the error is raised.
+  local fromList, z = #ids, {}
+  local function try(...)
+    local reply = redis.pcall(...)
+    if type(reply) == "table" and reply.err then
+      for i = fromList, 1, -1 do call("RPUSH", base .. "wait", ids[i]) end
+      for i = 1, #z, 2 do call("ZADD", base .. "prioritized", z[i + 1], z[i]) end
+      call(...)
+    end
+    return reply
+  end
   if fromList < slots then
-    local z = call("ZPOPMIN", base .. "prioritized", slots - fromList)
+    z = try("ZPOPMIN", base .. "prioritized", slots - fromList)
     for i = 1, #z, 2 do ids[#ids + 1] = z[i] end
     if #z / 2 < slots - fromList then call("DEL", base .. "pc") end
   end
 
   local jobs, dropped, started = {}, {}, {}
-  local limited = 0
   for i = 1, #ids do
     local id = ids[i]
-    local key = base .. id
-    local f = redis.pcall("HMGET", key, unpack(FIELDS))
+    local f = redis.pcall("HMGET", base .. id, unpack(FIELDS))
     if not f.err and (f[1] or f[3]) then
-      local ats = (tonumber(f[6]) or 0) + 1
-      call("SET", key .. ":lock", token, "PX", lockMs)
-      if worker then
-        call("HSET", key, "processedOn", now, "ats", ats, "pb", worker)
-      else
-        call("HSET", key, "processedOn", now, "ats", ats)
-      end
-      call("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting")
-      if not (f[13] and q.peer == "v6") then limited = limited + 1 end
-      f[6] = ats
       f[#FIELDS + 1] = id
       jobs[#jobs + 1] = f
       started[#started + 1] = id
@@ -94,9 +86,30 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
       dropped[#dropped + 1] = id
     end
   end
+  if #started > 0 then
+    try("XADD", q.events, "*", "event", "active", "jobId", started[1], "prev", "waiting")
+    try("LPUSH", base .. "active", unpack(started))
+  end
+
+  local limited = 0
+  for i = 1, #started do
+    local id, f = started[i], jobs[i]
+    local key = base .. id
+    local ats = (tonumber(f[6]) or 0) + 1
+    call("SET", key .. ":lock", token, "PX", lockMs)
+    if worker then
+      call("HSET", key, "processedOn", now, "ats", ats, "pb", worker)
+    else
+      call("HSET", key, "processedOn", now, "ats", ats)
+    end
+    if i > 1 then
+      call("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting")
+    end
+    if not (f[13] and q.peer == "v6") then limited = limited + 1 end
+    f[6] = ats
+  end
 
   if #started > 0 then
-    call("LPUSH", base .. "active", unpack(started))
     if max and limited > 0 then
       if call("INCRBY", base .. "limiter", limited) == limited then
         call("PEXPIRE", base .. "limiter", math.floor(math.abs(limiterMs or q.duration or 1000)))
@@ -105,7 +118,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     -- All slots filled: there may be more, so the next idle worker is woken. With
     -- a slot left over nothing is in line and a wake-up would find nothing.
     if #ids >= slots then
-      call("ZADD", base .. "marker", 0, "0")
+      redis.pcall("ZADD", base .. "marker", 0, "0")
       return { jobs, 0, 0, dropped }
     end
   end
