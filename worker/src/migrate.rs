@@ -3,6 +3,8 @@
 //! Before anything is changed the tables that mPanel must have made are looked
 //! at, so that a wrong database is refused with a sentence and left as it was.
 
+mod shapes;
+
 use std::{borrow::Cow, time::Duration};
 
 use sqlx::{
@@ -11,6 +13,8 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 use tokio::time::{Instant, sleep};
+
+use self::shapes::{SHAPES, Shape};
 
 /// Our bookkeeping table; sqlx's default name could be taken by another program.
 pub const BOOK: &str = "fleet_migrations";
@@ -26,125 +30,6 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (2, "fleet jobs", include_str!("../../migrations/0002_fleet_jobs.sql")),
     (3, "fleet cloudpods", include_str!("../../migrations/0003_fleet_cloudpods.sql")),
     (4, "fleet views", include_str!("../../migrations/0004_fleet_views.sql")),
-];
-
-/// A table as we rely on it.
-struct Shape {
-    table: &'static str,
-    columns: &'static [&'static str],
-    /// Whether its absence is a refusal; else it is only checked where it exists.
-    required: bool,
-}
-
-const SHAPES: &[Shape] = &[
-    Shape { table: "tenants", columns: &["id", "deleted_at"], required: true },
-    Shape {
-        table: "cloud_pods",
-        columns: &[
-            "id",
-            "tenant_id",
-            "vmid",
-            "hostname",
-            "ip",
-            "region",
-            "status",
-            "pool",
-            "cores",
-            "memory_mb",
-            "swap_mb",
-            "disk_gb",
-            "storage",
-            "bridge",
-            "plan_snapshot",
-            "blueprint_id",
-            "created_at",
-            "updated_at",
-            "deleted_at",
-        ],
-        required: true,
-    },
-    Shape {
-        table: "cloud_pod_jobs",
-        columns: &[
-            "id",
-            "tenant_id",
-            "cloud_pod_id",
-            "type",
-            "status",
-            "payload",
-            "result",
-            "error",
-            "attempts",
-            "bull_job_id",
-            "created_at",
-            "started_at",
-            "finished_at",
-        ],
-        required: true,
-    },
-    Shape {
-        table: "cloud_pod_events",
-        columns: &["id", "tenant_id", "cloud_pod_id", "type", "message", "data", "created_at"],
-        required: true,
-    },
-    Shape {
-        table: "cloud_pod_quotas",
-        columns: &[
-            "tenant_id",
-            "max_cloud_pods",
-            "max_cpu_cores",
-            "max_ram_mb",
-            "max_disk_gb",
-            "used_cloud_pods",
-            "used_cpu_cores",
-            "used_ram_mb",
-            "used_disk_gb",
-            "updated_at",
-        ],
-        required: true,
-    },
-    Shape { table: "cloud_pod_blueprints", columns: &["id", "spec"], required: true },
-    Shape {
-        table: "cloud_pod_backups",
-        columns: &["pod_id", "backup_type", "location", "status", "completed_at", "error_message"],
-        required: false,
-    },
-    Shape {
-        table: "cloud_pod_nodes",
-        columns: &[
-            "id",
-            "name",
-            "provider",
-            "api_url",
-            "node_name",
-            "status",
-            "total_cpu_cores",
-            "total_memory_mb",
-            "total_disk_gb",
-            "updated_at",
-        ],
-        required: false,
-    },
-    Shape {
-        table: "cloud_pod_allocations",
-        columns: &["id", "node_id", "used_cpu_cores", "used_memory_mb", "used_disk_gb", "updated_at"],
-        required: false,
-    },
-    Shape {
-        table: "cloud_pod_metrics",
-        columns: &["pod_id", "cpu_usage", "memory_usage", "disk_usage", "collected_at"],
-        required: false,
-    },
-    Shape {
-        table: "monitoring_service_status",
-        columns: &["service_name", "status", "latency_ms", "checked_at"],
-        required: false,
-    },
-    Shape {
-        table: "monitoring_slow_queries",
-        columns: &["query_hash", "sample_query", "avg_duration_ms", "calls", "last_seen_at"],
-        required: false,
-    },
 ];
 
 /// The database could not be brought up to date.

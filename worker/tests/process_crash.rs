@@ -1,5 +1,6 @@
 //! The worker dies or freezes in mid-creation, and another one finishes: one
-//! pod, one guest, one allocation, whatever the moment.
+//! pod, one guest, one allocation, whatever the moment. Most of each case is waiting,
+//! so several share a test.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
 
@@ -45,8 +46,7 @@ fn busy() -> PveSimConfig {
     PveSimConfig { task_ms: 1500, ..sim_config(2) }
 }
 
-#[tokio::test]
-async fn killed_before_and_while_it_asks_for_the_guest() {
+async fn while_it_asks_for_the_guest() {
     let reserved = step("reserve", "state");
     let sent = step("create", "state");
     tokio::join!(
@@ -58,8 +58,7 @@ async fn killed_before_and_while_it_asks_for_the_guest() {
     );
 }
 
-#[tokio::test]
-async fn killed_while_the_guest_is_made_and_before_it_starts() {
+async fn while_the_guest_is_made_and_before_it_starts() {
     tokio::join!(
         survives(busy(), None, (step("create", "upid IS NOT NULL"), "true")),
         survives(
@@ -87,8 +86,7 @@ async fn killed_while_the_guest_starts_and_before_its_address_is_known() {
     );
 }
 
-#[tokio::test]
-async fn killed_in_the_middle_of_the_commit() {
+async fn in_the_middle_of_the_commit() {
     let stage = Stage::new().await;
     stage.queue().open_events().await.unwrap();
     stage.world.sim.add_fault(slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay).unwrap());
@@ -106,8 +104,7 @@ async fn killed_in_the_middle_of_the_commit() {
     stage.assert_one_pod(&id, 121).await;
 }
 
-#[tokio::test]
-async fn killed_after_the_commit_before_redis_knew() {
+async fn after_the_commit_before_redis_knew() {
     let stage = Stage::new().await;
     stage.queue().open_events().await.unwrap();
     stage.world.sim.add_fault(slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay).unwrap());
@@ -156,8 +153,7 @@ async fn thaws_harmlessly(config: PveSimConfig, fault: Option<Fault>, moment: (S
     drop(second);
 }
 
-#[tokio::test]
-async fn frozen_while_it_cleans_up_after_a_failure() {
+async fn frozen_in_the_clean_up() {
     let stage = Stage::new().await;
     stage.queue().open_events().await.unwrap();
     let sim = &stage.world.sim;
@@ -188,8 +184,7 @@ async fn frozen_while_it_cleans_up_after_a_failure() {
     stage.assert_one_pod("once", 121).await;
 }
 
-#[tokio::test]
-async fn killed_while_it_cleans_up_after_a_failure() {
+async fn killed_in_the_clean_up() {
     let stage = Stage::with(PveSimConfig { task_ms: 800, ..sim_config(2) }).await;
     let sim = &stage.world.sim;
     let start = Fault::new("POST", "/nodes/*/lxc/*/status/start", FaultAction::TaskError);
@@ -217,4 +212,19 @@ async fn frozen_before_the_request_to_create_and_while_its_task_runs() {
         thaws_harmlessly(sim_config(2), fault, (step("reserve", "state"), "done")),
         thaws_harmlessly(busy(), None, (step("create", "upid IS NOT NULL"), "true")),
     );
+}
+
+#[tokio::test]
+async fn killed_before_the_guest_starts() {
+    tokio::join!(while_it_asks_for_the_guest(), while_the_guest_is_made_and_before_it_starts());
+}
+
+#[tokio::test]
+async fn killed_around_the_commit() {
+    tokio::join!(in_the_middle_of_the_commit(), after_the_commit_before_redis_knew());
+}
+
+#[tokio::test]
+async fn killed_or_frozen_while_it_cleans_up_after_a_failure() {
+    tokio::join!(frozen_in_the_clean_up(), killed_in_the_clean_up());
 }

@@ -56,8 +56,7 @@ async fn redis_and_postgres_that_are_down_at_start_are_waited_for() {
     stage.assert_one_pod(&id, 121).await;
 }
 
-#[tokio::test]
-async fn redis_restarts_in_mid_creation() {
+async fn redis_restarts() {
     let stage = Stage::on(
         Postgres::shared().await.unwrap(),
         redis().await,
@@ -80,8 +79,7 @@ async fn redis_restarts_in_mid_creation() {
     stage.finished(&next).await;
 }
 
-#[tokio::test]
-async fn postgres_restarts_in_mid_creation() {
+async fn postgres_restarts() {
     let postgres = own_postgres().await;
     let stage = Stage::on(&postgres, redis().await, PveSimConfig { task_ms: 1000, ..sim_config(2) }).await;
     stage.queue().open_events().await.unwrap();
@@ -97,8 +95,7 @@ async fn postgres_restarts_in_mid_creation() {
     assert_eq!(worker.exited(), None);
 }
 
-#[tokio::test]
-async fn postgres_that_stays_away_for_every_attempt_costs_no_job() {
+async fn postgres_stays_away_for_every_attempt() {
     let postgres = own_postgres().await;
     let stage = Stage::on(&postgres, redis().await, sim_config(2)).await;
     stage.queue().open_events().await.unwrap();
@@ -111,6 +108,11 @@ async fn postgres_that_stays_away_for_every_attempt_costs_no_job() {
     postgres.restart().await.unwrap();
     stage.finished("once").await;
     stage.assert_one_pod("once", 121).await;
+}
+
+#[tokio::test]
+async fn redis_or_postgres_away_in_mid_creation_cost_no_job() {
+    tokio::join!(redis_restarts(), postgres_restarts(), postgres_stays_away_for_every_attempt());
 }
 
 /// No answer from Proxmox at the moment, for longer than two attempts with their backoff.

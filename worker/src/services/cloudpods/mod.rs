@@ -4,7 +4,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
-//! | `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
+//! | `defaults`, `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `sites` | which Proxmox answers for which node |
 //! | `handler` | the glue to the engine |
@@ -17,6 +17,7 @@
 mod away;
 mod compensate;
 mod create;
+mod defaults;
 mod error;
 mod handler;
 pub mod instance;

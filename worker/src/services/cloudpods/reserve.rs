@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     CreateService, KIND,
+    defaults::Defaults,
     error::CreateError,
     instance::{Instance, InstanceSpec, Net},
     payload::{AddressWish, CreateSpec},
@@ -33,12 +34,6 @@ pub(super) struct Wanted<'a> {
     pub(super) spec: &'a CreateSpec,
     /// The VMID that had to be given up; then the pod moves to another.
     pub(super) moved_from: Option<i32>,
-}
-
-/// What the blueprint and the configuration add to the payload.
-struct Defaults {
-    template: String,
-    blueprint_id: Option<Uuid>,
 }
 
 impl CreateService {
@@ -82,29 +77,6 @@ impl CreateService {
 
     fn candidates(&self, records: &[nodes::NodeRecord], survey: &Survey) -> Vec<Candidate> {
         records.iter().map(|node| self.sites.candidate(node, survey, &self.defaults.default_region)).collect()
-    }
-
-    /// Kind and template: payload, blueprint, configuration.
-    async fn defaults_of(&self, spec: &CreateSpec) -> Result<Defaults, CreateError> {
-        let mut template = self.defaults.template.clone();
-        let mut kind = spec.kind.map(|kind| kind.as_str().to_owned());
-        let mut blueprint_id = None;
-        if let Some(name) = &spec.blueprint {
-            let (id, blueprint) = pods::blueprint(&self.db, name)
-                .await?
-                .ok_or_else(|| CreateError::UnknownBlueprint(name.clone()))?;
-            blueprint_id = Some(id);
-            if let Some(text) = text_of(&blueprint, id, "ostemplate")? {
-                template = text;
-            }
-            if let (None, Some(text)) = (&kind, text_of(&blueprint, id, "kind")?) {
-                kind = Some(text.to_ascii_lowercase());
-            }
-        }
-        if kind.is_some_and(|kind| kind != "lxc") {
-            return Err(CreateError::KindNotOffered);
-        }
-        Ok(Defaults { template, blueprint_id })
     }
 
     async fn reserve_once(
@@ -331,19 +303,6 @@ async fn take_vmid(
 fn is_vmid_clash(error: &DbError) -> bool {
     error.sqlstate().as_deref() == Some("23505")
         && error.constraint().is_some_and(|constraint| constraint.contains("vmid"))
-}
-
-fn text_of(spec: &Value, id: Uuid, field: &'static str) -> Result<Option<String>, CreateError> {
-    match spec.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.is_empty() => Ok(None),
-        Some(Value::String(text)) if text.len() <= 255 && !text.contains(char::is_whitespace) => {
-            Ok(Some(text.clone()))
-        }
-        Some(_) => {
-            Err(CreateError::BadBlueprint { id, field, problem: "must be text without blanks".to_owned() })
-        }
-    }
 }
 
 fn size(spec: &CreateSpec) -> Size {
