@@ -14,7 +14,7 @@
   Errors    -1 no job, -2 no lock, -3 not active, -4 children pending, -6 lock of another, -9 a child failed
   Events    completed | failed (, retries-exhausted) | waiting | delayed | waiting-children; then drained
             or active
-  Cost      O(items * length of active) + retention, at most 1000 removals a kind and call
+  Cost      at most 64 items; O(items * length of active) + retention, at most 1000 removals a kind and call
   Cluster   all keys share the hash tag of the queue
 ]]
 local COMPLETE, FAIL, RETRY, DELAY, SNOOZE, RELEASE, CHILDREN = 1, 2, 3, 4, 5, 6, 7
@@ -54,19 +54,22 @@ end
 if promoteFirst then promoteDue(q, now) end
 
 local freed, freedLocks = {}, {}    -- attempts that ended: their lock and stalled mark go
-local gone = {}                     -- keys of jobs that are not kept
+local gone = {}                     -- items whose jobs are not kept
 local keeping                       -- retention owed: { set, count, age, limit }, applied when it changes
 local added = { completed = {}, failed = {} }
-local anyDelayed = false
+local anyDelayed, trimmed = false, false
+
+local function settleSet(set)
+  local list = added[set]
+  if #list > 0 then
+    added[set] = {}
+    call("ZADD", P .. set, unpack(list))
+  end
+end
 
 local function settleRetention()
-  for _, set in ipairs({ "completed", "failed" }) do
-    if #added[set] > 0 then
-      local list = added[set]
-      added[set] = {}
-      inSlices(list, 2, function(i, j) call("ZADD", P .. set, unpack(list, i, j)) end)
-    end
-  end
+  settleSet("completed")
+  settleSet("failed")
   if keeping then
     local k = keeping
     keeping = nil
@@ -95,20 +98,20 @@ local function countMetric(set)
 end
 
 -- Completed or failed for good.
-local function finish(item, key, f, set)
+local function finish(i, item, key, f, set)
   local id, text = item[2], item[4]
   if f[4] then releaseDedup(q, id, f[4], now) end
   if f[2] and f[2] ~= "" then
     if set == "completed" then
       childCompleted(peer, key, f[2], text, now)
     else
-      childFailed(peer, key, f[2], f[3], text, now)
+      childFailed(peer, key, f[2], f[5], text, now)
     end
   end
   local atm = (tonumber(f[1]) or 0) + 1
   if item[6] == 0 then
     if f[2] and f[2] ~= "" then forgetChild(q, key, f[2], false, now) end
-    gone[#gone + 1] = key
+    gone[#gone + 1] = i
   else
     if set == "completed" then
       call("HSET", key, "atm", atm, "returnvalue", text, "finishedOn", now)
@@ -129,7 +132,13 @@ local function finish(item, key, f, set)
     if count or age then keeping = { set, count, age, limit } end
   end
   if set == "completed" then
-    call("XADD", q.events, "*", "event", "completed", "jobId", id, "returnvalue", text, "prev", "active")
+    if n == 1 then -- one command less than trimming apart
+      trimmed = true
+      call("XADD", q.events, "MAXLEN", "~", maxEvents(q), "*", "event", "completed", "jobId", id,
+        "returnvalue", text, "prev", "active")
+    else
+      call("XADD", q.events, "*", "event", "completed", "jobId", id, "returnvalue", text, "prev", "active")
+    end
   else
     call("XADD", q.events, "*", "event", "failed", "jobId", id, "failedReason", text, "prev", "active")
     if atm >= item[9] then
@@ -151,7 +160,7 @@ local function again(item, key, f, kind)
   if kind == RETRY or kind == DELAY then
     fields[#fields + 1], fields[#fields + 2] = "atm", (tonumber(f[1]) or 0) + 1
   end
-  local priority = tonumber(f[5]) or 0
+  local priority = tonumber(f[6]) or 0
   if kind == RETRY then
     call("HSET", key, unpack(fields))
     pushJob(q, id, priority, item[11] and "RPUSH" or "LPUSH")
@@ -178,8 +187,13 @@ for i = 1, n do
   local kind, id, token = item[1], item[2], item[3]
   local key = P .. id
   local code = 0
-  local f = call("HMGET", key, "atm", "parentKey", "parent", "deid", "priority", "timestamp", "defa", "name")
-  if not f[6] and not f[8] then
+  local f
+  if kind == COMPLETE then
+    f = call("HMGET", key, "atm", "parentKey", "timestamp", "deid")
+  else
+    f = call("HMGET", key, "atm", "parentKey", "timestamp", "deid", "parent", "priority", "defa")
+  end
+  if not f[3] then
     code = -1
   elseif families > 0 and kind == COMPLETE and call("SCARD", familyKeys[2 * i - 1]) > 0 then
     code = -4
@@ -198,9 +212,9 @@ for i = 1, n do
     if call("LREM", P .. "active", -1, id) == 0 then
       code = -3
     elseif kind == COMPLETE then
-      finish(item, key, f, "completed")
+      finish(i, item, key, f, "completed")
     elseif kind == FAIL then
-      finish(item, key, f, "failed")
+      finish(i, item, key, f, "failed")
     else
       again(item, key, f, kind)
     end
@@ -209,20 +223,21 @@ for i = 1, n do
 end
 
 if #freed > 0 then call("SREM", P .. "stalled", unpack(freed)) end
-for i = 1, #gone do
-  local key = gone[i]
+for g = 1, #gone do
+  local i = gone[g]
+  local key = P .. items[i][2]
   local m = #freedLocks
-  freedLocks[m + 1], freedLocks[m + 2], freedLocks[m + 3] = key, key .. ":logs", key .. ":dependencies"
-  freedLocks[m + 4], freedLocks[m + 5], freedLocks[m + 6] = key .. ":processed", key .. ":failed", key .. ":unsuccessful"
+  freedLocks[m + 1], freedLocks[m + 2], freedLocks[m + 3] = key, familyKeys[2 * i - 1], familyKeys[2 * i]
+  freedLocks[m + 4], freedLocks[m + 5], freedLocks[m + 6] = key .. ":logs", key .. ":processed", key .. ":failed"
 end
-inSlices(freedLocks, 1, function(i, j) call("DEL", unpack(freedLocks, i, j)) end)
+if #freedLocks > 0 then call("DEL", unpack(freedLocks)) end
 settleRetention()
 
 local done = n == 0
 for i = 1, n do
   if codes[i] == 0 then done = true end
 end
-if done and n > 0 then trimEvents(q) end
+if done and n > 0 and not trimmed then trimEvents(q) end
 local fetched = false
 local drainedCheck = true
 if fetch and done then

@@ -36,7 +36,7 @@ pub struct FetchedJob {
 }
 
 /// Order of the fields in a script's reply; `includes/take.lua` names them.
-const FIELDS: usize = 16;
+const FIELDS: usize = 14;
 
 impl FetchedJob {
     /// Reads one row of a fetch reply.
@@ -56,7 +56,7 @@ impl FetchedJob {
         #[expect(clippy::cast_possible_truncation, reason = "saturates; a time")]
         let time = |text: Option<String>| number(text).unwrap_or(0.0) as i64;
         let id = take(FIELDS)?;
-        let attempts_made_old = take(14);
+        let attempts_made_old = take(13);
         Some(Self {
             id: JobId::stored(id),
             name: take(0).unwrap_or_default(),
@@ -67,11 +67,11 @@ impl FetchedJob {
             attempts_started: count(take(5)),
             stalls: count(take(6)),
             priority: count(take(7)),
-            parent_key: take(9),
-            scheduler: take(10),
-            dedup_id: take(11),
-            deferred_failure: take(12),
-            stacktrace: take(13),
+            parent_key: take(8),
+            scheduler: take(9),
+            dedup_id: take(10),
+            deferred_failure: take(11),
+            stacktrace: take(12),
         })
     }
 

@@ -56,7 +56,7 @@ local function promoteDue(q, now)
   for i = 1, n do
     local id = due[i]
     local key = q.P .. id
-    local f = redis.pcall("HMGET", key, "priority", "name")
+    local f = tryCall("HMGET", key, "priority", "name")
     if not f.err and f[2] then
       local priority = tonumber(f[1]) or 0
       if priority > 0 then

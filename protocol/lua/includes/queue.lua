@@ -1,7 +1,7 @@
 -- queue: the names every script uses, and the queue's own state, read once a call.
 -- Every key is derived from KEYS[1], the queue's meta key; all share its hash tag.
 
-local call = redis.call
+local call, tryCall = redis.call, redis.pcall
 local P = string.sub(KEYS[1], 1, -5)
 local TWO32 = 4294967296
 
@@ -65,13 +65,18 @@ local function wakeDelayed(q)
   end
 end
 
--- Trims the event stream; once a call is enough, the limit is approximate anyway.
-local function trimEvents(q)
+-- How many events the stream keeps, about.
+local function maxEvents(q)
   if not q.maxEvents then
     q.maxEvents = "10000"
     call("HSETNX", q.P .. "meta", "opts.maxLenEvents", "10000")
   end
-  call("XTRIM", q.events, "MAXLEN", "~", q.maxEvents)
+  return q.maxEvents
+end
+
+-- Trims the event stream; once a call is enough, the limit is approximate anyway.
+local function trimEvents(q)
+  call("XTRIM", q.events, "MAXLEN", "~", maxEvents(q))
 end
 
 -- unpack() fails far below this many values; lists go out in slices.

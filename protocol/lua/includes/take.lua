@@ -1,7 +1,18 @@
 -- take: the one way a job becomes active. Needs queue, push.
 
-local FIELDS = { "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "delay",
-  "parentKey", "rjk", "deid", "defa", "stacktrace", "attemptsMade", "tm" }
+local FIELDS = { "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "parentKey",
+  "rjk", "deid", "defa", "stacktrace", "attemptsMade" }
+
+-- A script that fails half way is not undone by Redis. What may meet a key of a
+-- wrong type is tried; when it fails, what was popped goes back and the error is raised.
+local function orUndo(q, reply, ids, fromList, z, ...)
+  if type(reply) == "table" and reply.err then
+    for i = fromList, 1, -1 do call("RPUSH", q.P .. "wait", ids[i]) end
+    for i = 1, #z, 2 do call("ZADD", q.P .. "prioritized", z[i + 1], z[i]) end
+    call(...)
+  end
+  return reply
+end
 
 -- Starts up to `slots` jobs under one token.
 -- Returns { jobs, next due ms, limit ttl ms, ids dropped because their hash is gone }.
@@ -56,20 +67,10 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
       end
     end
   end
-  -- A script that fails half way is not undone by Redis. What may meet a key of a
-  -- wrong type is tried, and what was popped goes back before the error is raised.
   local fromList, z = #ids, {}
-  local function try(...)
-    local reply = redis.pcall(...)
-    if type(reply) == "table" and reply.err then
-      for i = fromList, 1, -1 do call("RPUSH", base .. "wait", ids[i]) end
-      for i = 1, #z, 2 do call("ZADD", base .. "prioritized", z[i + 1], z[i]) end
-      call(...)
-    end
-    return reply
-  end
   if fromList < slots then
-    z = try("ZPOPMIN", base .. "prioritized", slots - fromList)
+    local key, most = base .. "prioritized", slots - fromList
+    z = orUndo(q, tryCall("ZPOPMIN", key, most), ids, fromList, z, "ZPOPMIN", key, most)
     for i = 1, #z, 2 do ids[#ids + 1] = z[i] end
     if #z / 2 < slots - fromList then call("DEL", base .. "pc") end
   end
@@ -77,7 +78,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
   local jobs, dropped, started = {}, {}, {}
   for i = 1, #ids do
     local id = ids[i]
-    local f = redis.pcall("HMGET", base .. id, unpack(FIELDS))
+    local f = tryCall("HMGET", base .. id, unpack(FIELDS))
     if not f.err and (f[1] or f[3]) then
       f[#FIELDS + 1] = id
       jobs[#jobs + 1] = f
@@ -87,8 +88,10 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     end
   end
   if #started > 0 then
-    try("XADD", q.events, "*", "event", "active", "jobId", started[1], "prev", "waiting")
-    try("LPUSH", base .. "active", unpack(started))
+    local id, active = started[1], base .. "active"
+    orUndo(q, tryCall("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting"), ids, fromList, z,
+      "XLEN", q.events)
+    orUndo(q, tryCall("LPUSH", active, unpack(started)), ids, fromList, z, "LLEN", active)
   end
 
   local limited = 0
@@ -105,7 +108,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     if i > 1 then
       call("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting")
     end
-    if not (f[13] and q.peer == "v6") then limited = limited + 1 end
+    if not (f[12] and q.peer == "v6") then limited = limited + 1 end
     f[6] = ats
   end
 
@@ -118,7 +121,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     -- All slots filled: there may be more, so the next idle worker is woken. With
     -- a slot left over nothing is in line and a wake-up would find nothing.
     if #ids >= slots then
-      redis.pcall("ZADD", base .. "marker", 0, "0")
+      tryCall("ZADD", base .. "marker", 0, "0")
       return { jobs, 0, 0, dropped }
     end
   end
