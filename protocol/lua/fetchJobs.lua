@@ -4,7 +4,7 @@
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", slots, token, lock ms,
             limiter max|false, limiter ms|false, worker name|false]
   Returns   MessagePack [jobs, next due ms|0, rate limit ttl ms|0, ids without a job hash];
-            a job is the list of field values named in includes/take.lua, then the id
+            a job is the list of field values read by includes/take.lua, then the id
   Errors    none
   Events    waiting (promoted), active
   Cost      O(slots) + at most 128 promotions; slots at most 64

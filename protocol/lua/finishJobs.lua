@@ -2,8 +2,8 @@
   finishJobs: end many attempts and start up to K jobs, one round trip.
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", items, fetch|false, metrics points|false]
-            item: [ kind, job id, token, text, stack JSON|false, keep count|false, keep age s|false,
-                    keep limit|false, attempts allowed, delay ms, lifo, telemetry|false ]
+            item: [ kind, job id, token, text, keep count|false, stack JSON|false, keep age s|false,
+                    keep limit|false, attempts allowed, delay ms, lifo ]; ends where nothing more is said
             kind: 1 complete (text: return value JSON), 2 fail (text: reason),
                   3 retry now, 4 delay by `delay ms` and count an attempt (text: reason, may be false),
                   5 delay without counting an attempt, 6 release: back in line, nothing counted,
@@ -29,7 +29,7 @@ local promoteFirst = false
 local kinds = {}
 for i = 1, n do
   -- What is not kept is written to no set.
-  if items[i][1] > FAIL or items[i][6] ~= 0 then kinds[items[i][1]] = true end
+  if items[i][1] > FAIL or items[i][5] ~= 0 then kinds[items[i][1]] = true end
   local key = P .. items[i][2]
   lockKeys[i] = key .. ":lock"
   familyKeys[2 * i - 1] = key .. ":dependencies"
@@ -56,13 +56,13 @@ if promoteFirst then promoteDue(q, now) end
 local freed, freedLocks = {}, {}    -- attempts that ended: their lock and stalled mark go
 local gone = {}                     -- items whose jobs are not kept
 local keeping                       -- retention owed: { set, count, age, limit }, applied when it changes
-local added = { completed = {}, failed = {} }
+local added = {}                    -- set to the scores and ids it is owed
 local anyDelayed, trimmed = false, false
 
 local function settleSet(set)
   local list = added[set]
-  if #list > 0 then
-    added[set] = {}
+  if list then
+    added[set] = nil
     call("ZADD", P .. set, unpack(list))
   end
 end
@@ -109,7 +109,7 @@ local function finish(i, item, key, f, set)
     end
   end
   local atm = (tonumber(f[1]) or 0) + 1
-  if item[6] == 0 then
+  if item[5] == 0 then
     if f[2] and f[2] ~= "" then forgetChild(q, key, f[2], false, now) end
     gone[#gone + 1] = i
   else
@@ -117,18 +117,21 @@ local function finish(i, item, key, f, set)
       call("HSET", key, "atm", atm, "returnvalue", text, "finishedOn", now)
     else
       local fields = { "atm", atm, "failedReason", text, "finishedOn", now }
-      if item[5] then fields[7], fields[8] = "stacktrace", item[5] end
-      if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
+      if item[6] then fields[7], fields[8] = "stacktrace", item[6] end
       call("HSET", key, unpack(fields))
       if f[7] then call("HDEL", key, "defa") end
     end
-    local count, age, limit = item[6] or nil, item[7] or nil, item[8] or nil
+    local count, age, limit = item[5] or nil, item[7] or nil, item[8] or nil
     if keeping and (keeping[1] ~= set or keeping[2] ~= count or keeping[3] ~= age) then
       settleRetention()
     end
     local list = added[set]
-    list[#list + 1] = now
-    list[#list + 1] = id
+    if list then
+      list[#list + 1] = now
+      list[#list + 1] = id
+    else
+      added[set] = { now, id }
+    end
     if count or age then keeping = { set, count, age, limit } end
   end
   if set == "completed" then
@@ -141,7 +144,7 @@ local function finish(i, item, key, f, set)
     end
   else
     call("XADD", q.events, "*", "event", "failed", "jobId", id, "failedReason", text, "prev", "active")
-    if atm >= item[9] then
+    if atm >= (item[9] or 0) then
       call("XADD", q.events, "*", "event", "retries-exhausted", "jobId", id, "attemptsMade", atm)
     end
   end
@@ -154,8 +157,7 @@ local function again(item, key, f, kind)
   local fields = {}
   if item[4] and (kind == RETRY or kind == DELAY) then
     fields = { "failedReason", item[4] }
-    if item[5] then fields[3], fields[4] = "stacktrace", item[5] end
-    if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
+    if item[6] then fields[3], fields[4] = "stacktrace", item[6] end
   end
   if kind == RETRY or kind == DELAY then
     fields[#fields + 1], fields[#fields + 2] = "atm", (tonumber(f[1]) or 0) + 1
@@ -172,7 +174,7 @@ local function again(item, key, f, kind)
     call("ZADD", P .. "waiting-children", now, id)
     call("XADD", q.events, "*", "event", "waiting-children", "jobId", id, "prev", "active")
   else
-    local delay = item[10]
+    local delay = item[10] or 0
     local at = now + delay
     fields[#fields + 1], fields[#fields + 2] = "delay", delay
     call("HSET", key, unpack(fields))

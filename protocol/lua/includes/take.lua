@@ -1,7 +1,11 @@
 -- take: the one way a job becomes active. Needs queue, push.
 
-local FIELDS = { "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "parentKey",
-  "rjk", "deid", "defa", "stacktrace", "attemptsMade" }
+-- The fields a worker needs of a job, then its id: one row of a reply.
+local FIELD_COUNT = 14
+local function readJob(key)
+  return tryCall("HMGET", key, "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "parentKey",
+    "rjk", "deid", "defa", "stacktrace", "attemptsMade")
+end
 
 -- A script that fails half way is not undone by Redis. What may meet a key of a
 -- wrong type is tried; when it fails, what was popped goes back and the error is raised.
@@ -78,9 +82,9 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
   local jobs, dropped, started = {}, {}, {}
   for i = 1, #ids do
     local id = ids[i]
-    local f = tryCall("HMGET", base .. id, unpack(FIELDS))
+    local f = readJob(base .. id)
     if not f.err and (f[1] or f[3]) then
-      f[#FIELDS + 1] = id
+      f[FIELD_COUNT + 1] = id
       jobs[#jobs + 1] = f
       started[#started + 1] = id
     else

@@ -1,7 +1,7 @@
 //! `finishJobs`: end attempts, and start the next jobs in the same round trip.
 
 use redis::aio::ConnectionLike;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeTuple};
 
 use super::fetch::{FetchSpec, Fetched, FetchedReply, SpecRow};
 use crate::{
@@ -104,75 +104,129 @@ pub enum FinishNote {
     NothingPending,
 }
 
-#[derive(Serialize)]
-struct Row<'a>(
-    u8,
-    &'a JobId,
-    &'a LockToken,
-    OrFalse<&'a str>,
-    OrFalse<&'a str>,
-    OrFalse<i64>,
-    OrFalse<f64>,
-    OrFalse<i64>,
-    u32,
-    i64,
-    bool,
-    OrFalse<&'a str>,
-);
+/// One attempt as the script takes it. Written only as far as it says something:
+/// Lua builds a table for it, and a short one is cheaper.
+struct Row<'a> {
+    kind: u8,
+    id: &'a JobId,
+    token: &'a LockToken,
+    text: OrFalse<&'a str>,
+    keep_count: OrFalse<i64>,
+    stack: OrFalse<&'a str>,
+    keep_age_s: OrFalse<f64>,
+    keep_limit: OrFalse<i64>,
+    attempts_allowed: u32,
+    delay_ms: i64,
+    lifo: bool,
+}
+
+impl Row<'_> {
+    fn len(&self) -> usize {
+        if self.lifo {
+            11
+        } else if self.delay_ms != 0 {
+            10
+        } else if self.attempts_allowed != 0 {
+            9
+        } else if self.keep_limit.0.is_some() {
+            8
+        } else if self.keep_age_s.0.is_some() {
+            7
+        } else if self.stack.0.is_some() {
+            6
+        } else if self.keep_count.0.is_some() {
+            5
+        } else {
+            4
+        }
+    }
+}
+
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let len = self.len();
+        let mut row = serializer.serialize_tuple(len)?;
+        row.serialize_element(&self.kind)?;
+        row.serialize_element(self.id)?;
+        row.serialize_element(self.token)?;
+        row.serialize_element(&self.text)?;
+        if len > 4 {
+            row.serialize_element(&self.keep_count)?;
+        }
+        if len > 5 {
+            row.serialize_element(&self.stack)?;
+        }
+        if len > 6 {
+            row.serialize_element(&self.keep_age_s)?;
+        }
+        if len > 7 {
+            row.serialize_element(&self.keep_limit)?;
+        }
+        if len > 8 {
+            row.serialize_element(&self.attempts_allowed)?;
+        }
+        if len > 9 {
+            row.serialize_element(&self.delay_ms)?;
+        }
+        if len > 10 {
+            row.serialize_element(&self.lifo)?;
+        }
+        row.end()
+    }
+}
 
 fn row(finish: &Finish) -> Row<'_> {
-    let mut row = Row(
-        0,
-        &finish.id,
-        &finish.token,
-        OrFalse(None),
-        OrFalse(None),
-        OrFalse(None),
-        OrFalse(None),
-        OrFalse(None),
-        1,
-        0,
-        false,
-        OrFalse(None),
-    );
+    let mut row = Row {
+        kind: 0,
+        id: &finish.id,
+        token: &finish.token,
+        text: OrFalse(None),
+        keep_count: OrFalse(None),
+        stack: OrFalse(None),
+        keep_age_s: OrFalse(None),
+        keep_limit: OrFalse(None),
+        attempts_allowed: 0,
+        delay_ms: 0,
+        lifo: false,
+    };
     let keep_into = |row: &mut Row<'_>, keep: &Retention| {
-        row.5 = OrFalse(keep.count);
-        row.6 = OrFalse(keep.age_s);
-        row.7 = OrFalse(keep.limit);
+        row.keep_count = OrFalse(keep.count);
+        row.keep_age_s = OrFalse(keep.age_s);
+        row.keep_limit = OrFalse(keep.limit);
     };
     match &finish.transition {
         Transition::Complete { value, keep } => {
-            row.0 = 1;
-            row.3 = OrFalse(Some(value));
+            row.kind = 1;
+            row.text = OrFalse(Some(value));
             keep_into(&mut row, keep);
         }
         Transition::Fail { failure, keep, attempts_allowed } => {
-            row.0 = 2;
-            row.3 = OrFalse(Some(&failure.reason));
-            row.4 = OrFalse(failure.stacktrace.as_deref());
+            row.kind = 2;
+            row.text = OrFalse(Some(&failure.reason));
+            row.stack = OrFalse(failure.stacktrace.as_deref());
             keep_into(&mut row, keep);
-            row.8 = *attempts_allowed;
+            row.attempts_allowed = *attempts_allowed;
         }
         Transition::RetryNow { failure, lifo } => {
-            row.0 = 3;
-            row.3 = OrFalse(Some(&failure.reason));
-            row.4 = OrFalse(failure.stacktrace.as_deref());
-            row.10 = *lifo;
+            row.kind = 3;
+            row.text = OrFalse(Some(&failure.reason));
+            row.stack = OrFalse(failure.stacktrace.as_deref());
+            row.lifo = *lifo;
         }
         Transition::RetryLater { failure, delay_ms } => {
-            row.0 = 4;
-            row.3 = OrFalse(Some(&failure.reason));
-            row.4 = OrFalse(failure.stacktrace.as_deref());
-            row.9 = *delay_ms;
+            row.kind = 4;
+            row.text = OrFalse(Some(&failure.reason));
+            row.stack = OrFalse(failure.stacktrace.as_deref());
+            row.delay_ms = *delay_ms;
         }
         Transition::Snooze { delay_ms } => {
-            row.0 = 5;
-            row.9 = *delay_ms;
+            row.kind = 5;
+            row.delay_ms = *delay_ms;
         }
-        Transition::Release => row.0 = 6,
+        Transition::Release => row.kind = 6,
         Transition::AwaitChildren { child_key } => {
-            row.0 = 7;
-            row.3 = OrFalse(child_key.as_deref());
+            row.kind = 7;
+            row.text = OrFalse(child_key.as_deref());
         }
     }
     row
