@@ -108,7 +108,8 @@ async fn after_the_commit_before_redis_knew() {
     let stage = Stage::new().await;
     stage.queue().open_events().await.unwrap();
     stage.world.sim.add_fault(slow("GET", "/nodes/*/lxc/*/interfaces", FaultAction::Delay).unwrap());
-    let first = stage.worker().await;
+    // Redis is frozen until the commit, and the lock must outlive that.
+    let first = stage.worker_with(&[], &[("MPANEL_FLEET_RUN__LOCK_MS", "10000")]).await;
     let id = stage.enqueue(payload(121)).await;
     stage.until(&step("start", "state"), "done").await;
     stage.redis.sigstop().unwrap();
