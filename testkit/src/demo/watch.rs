@@ -94,7 +94,7 @@ pub async fn until_settled(stage: &Stage) -> Result<Vec<PodRow>, TestkitError> {
             .filter(|r| !r.is_settled() && r.attempts.unwrap_or(0) > 0 && r.error.is_some())
             .count();
         let running = rows.iter().filter(|r| !r.is_settled()).count();
-        bar.set_message(format!("{running} being created, {retried} of them after a fault"));
+        bar.set_message(format!("{running} being created, {retried} after a fault"));
         if told.len() >= PODS as usize {
             bar.finish_and_clear();
             return Ok(rows);
