@@ -21,7 +21,7 @@ local run, runCommand = {}, nil
 local function flush()
   if #run > 0 then
     local target = targetList(q)
-    inSlices(run, 1, function(i, j) call(runCommand, target, unpack(run, i, j)) end)
+    inSlices(run, function(i, j) call(runCommand, target, unpack(run, i, j)) end)
     run = {}
   end
 end

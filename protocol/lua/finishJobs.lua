@@ -91,7 +91,7 @@ local function countMetric(set)
   if minutes > 0 then
     local points = { c - (tonumber(m[2]) or 0) }
     for i = 2, minutes do points[i] = 0 end
-    inSlices(points, 1, function(i, j) call("LPUSH", key .. ":data", unpack(points, i, j)) end)
+    inSlices(points, function(i, j) call("LPUSH", key .. ":data", unpack(points, i, j)) end)
     call("LTRIM", key .. ":data", 0, metricsPoints - 1)
     call("HSET", key, "prevCount", c, "prevTS", now)
   end

@@ -17,7 +17,7 @@ if peer == "v5" and call("EXISTS", P .. "wait") == 1 then
     local ids = call("LRANGE", P .. "wait", 0, -1)
     local later = {}
     for i = #ids, 1, -1 do later[#later + 1] = ids[i] end
-    inSlices(later, 1, function(i, j) call("LPUSH", P .. "paused", unpack(later, i, j)) end)
+    inSlices(later, function(i, j) call("LPUSH", P .. "paused", unpack(later, i, j)) end)
     call("DEL", P .. "wait")
   end
 end

@@ -25,7 +25,7 @@ end
 for i = 1, #ids do
   call("XADD", q.events, "*", "event", "waiting", "jobId", ids[i], "prev", from)
 end
-inSlices(ids, 1, function(i, j)
+inSlices(ids, function(i, j)
   call("ZREM", P .. from, unpack(ids, i, j))
   call("LPUSH", targetList(q), unpack(ids, i, j))
 end)

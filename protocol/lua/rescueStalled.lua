@@ -45,5 +45,5 @@ if #suspects > 0 then
 end
 
 local active = call("LRANGE", P .. "active", 0, -1)
-inSlices(active, 1, function(i, j) call("SADD", P .. "stalled", unpack(active, i, j)) end)
+inSlices(active, function(i, j) call("SADD", P .. "stalled", unpack(active, i, j)) end)
 return cmsgpack.pack(rescued)

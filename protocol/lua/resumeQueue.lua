@@ -17,7 +17,7 @@ else
   local ids = call("LRANGE", P .. "paused", 0, most - 1)
   if #ids > 0 then
     moved = true
-    inSlices(ids, 1, function(i, j) call("RPUSH", P .. "wait", unpack(ids, i, j)) end)
+    inSlices(ids, function(i, j) call("RPUSH", P .. "wait", unpack(ids, i, j)) end)
     call("LTRIM", P .. "paused", #ids, -1)
     if call("EXISTS", P .. "paused") == 1 then return 1 end
   end

@@ -81,11 +81,11 @@ end
 
 -- unpack() fails far below this many values; lists go out in slices.
 local SLICE = 5000
-local function inSlices(list, width, f)
+local function inSlices(list, f)
   local n = #list
   local i = 1
   while i <= n do
-    local j = math.min(n, i + SLICE - 1 - (SLICE % width))
+    local j = math.min(n, i + SLICE - 1)
     f(i, j)
     i = j + 1
   end
