@@ -54,7 +54,8 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
     }
     let redis = RedisServer::builder().appendonly(false).start().await?;
     // Emptying a server with many jobs takes its time.
-    let conn = mpanel_connect::Redis::open(&redis.url())?.dedicated(None, Duration::from_secs(60)).await?;
+    let conn =
+        mpanel_connect::Redis::open(&redis.url())?.dedicated("bench", None, Duration::from_secs(60)).await?;
     let mut meter = Meter::new(conn).await?;
     let sides = [Adapter::node(&cli.bullmq, &redis.url()).await?, Adapter::fleet(&redis.url()).await?];
     progress(&format!(

@@ -110,6 +110,19 @@ impl Redis {
         Ok(shared)
     }
 
+    /// The connection for scripts to the node that serves `key`; with a single
+    /// server the same as [`Redis::shared`].
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn shared_for(&self, key: &str) -> Result<Shared, ConnectError> {
+        let _ = key;
+        self.shared().await
+    }
+
     /// Tells what happened on a shared connection. After an error that breaks it
     /// ([`is_broken`]) the next [`Redis::shared`] connects anew.
     pub async fn report(&self, shared: &Shared, error: &RedisError) {
@@ -123,8 +136,9 @@ impl Redis {
         }
     }
 
-    /// A connection of one's own, for blocking commands; `name` appears in
-    /// CLIENT LIST, `response_timeout` must exceed the longest block.
+    /// A connection of one's own to the node that serves `key`, for blocking
+    /// commands; `name` appears in CLIENT LIST, `response_timeout` must exceed the
+    /// longest block.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -133,9 +147,11 @@ impl Redis {
     /// Cancel safe.
     pub async fn dedicated(
         &self,
+        key: &str,
         name: Option<&str>,
         response_timeout: Duration,
     ) -> Result<MultiplexedConnection, ConnectError> {
+        let _ = key;
         let mut conn = self.connect().await?;
         conn.set_response_timeout(response_timeout);
         if let Some(name) = name {

@@ -83,7 +83,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn counts(&self) -> Result<Counts, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         let k = &self.keys;
         let (waiting, paused, active, prioritized, delayed, waiting_children, completed, failed, markers): (
             u64,
@@ -126,7 +126,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn state(&self, id: &JobId) -> Result<Option<JobState>, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::job_state(&mut shared.conn, &self.keys, id).await?)
     }
 
@@ -135,7 +135,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn job(&self, id: &JobId) -> Result<Option<JobDetail>, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         let fields: Vec<(String, String)> =
             redis::cmd("HGETALL").arg(self.keys.job(id)).query_async(&mut shared.conn).await?;
         Ok((!fields.is_empty()).then(|| JobDetail::from_fields(id.clone(), fields)))
@@ -146,7 +146,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn is_paused(&self) -> Result<bool, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(redis::cmd("HEXISTS").arg(self.keys.meta()).arg("paused").query_async(&mut shared.conn).await?)
     }
 
@@ -155,7 +155,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn pause(&self) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::pause_queue(&mut shared.conn, &self.keys, self.peer).await?)
     }
 
@@ -164,7 +164,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn resume(&self) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::resume_queue(&mut shared.conn, &self.keys, self.peer).await?)
     }
 
@@ -173,7 +173,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn rate_limit(&self, pause: std::time::Duration) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         redis::cmd("SET")
             .arg(self.keys.limiter())
             .arg(RATE_LIMIT_FULL)
@@ -189,7 +189,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn end_rate_limit(&self) -> Result<bool, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(redis::cmd("DEL").arg(self.keys.limiter()).query_async(&mut shared.conn).await?)
     }
 
@@ -214,7 +214,7 @@ impl QueueAdmin {
     }
 
     async fn set_meta(&self, fields: &[(&str, i64)]) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         redis::cmd("HSET").arg(self.keys.meta()).arg(fields).query_async::<()>(&mut shared.conn).await?;
         Ok(())
     }
@@ -224,7 +224,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`]; [`AdminError::Job`] when it is not in that state.
     pub async fn retry(&self, id: &JobId, from: FinalState, how: Reprocess) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::reprocess_job(&mut shared.conn, &self.keys, self.peer, id, from, how).await?)
     }
 
@@ -234,7 +234,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn remove(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, true).await?)
     }
 
@@ -243,7 +243,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn remove_alone(&self, id: &JobId, now: TimestampMs) -> Result<Removal, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(manage::remove_job(&mut shared.conn, &self.keys, self.peer, now, id, false).await?)
     }
 
@@ -252,7 +252,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`]; [`AdminError::Job`] when job or parent is missing.
     pub async fn forget_parent(&self, id: &JobId) -> Result<bool, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(flow::forget_parent(&mut shared.conn, &self.keys, self.peer, id).await?)
     }
 
@@ -261,7 +261,7 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError`].
     pub async fn drain(&self, delayed: bool, now: TimestampMs) -> Result<(), AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(sweep::drain_queue(&mut shared.conn, &self.keys, self.peer, now, delayed).await?)
     }
 
@@ -277,7 +277,7 @@ impl QueueAdmin {
         limit: u32,
         now: TimestampMs,
     ) -> Result<Vec<JobId>, AdminError> {
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         let newest = TimestampMs(now.0.saturating_sub(millis(grace)));
         Ok(sweep::clean_jobs(&mut shared.conn, &self.keys, self.peer, now, state, newest, limit).await?)
     }
@@ -289,7 +289,7 @@ impl QueueAdmin {
     /// [`AdminError`].
     pub async fn obliterate(&self, force: bool, now: TimestampMs) -> Result<Obliterated, AdminError> {
         self.pause().await?;
-        let mut shared = self.redis.shared().await?;
+        let mut shared = self.redis.shared_for(self.keys.meta()).await?;
         Ok(sweep::obliterate_queue(&mut shared.conn, &self.keys, self.peer, now, force).await?)
     }
 }

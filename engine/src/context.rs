@@ -196,8 +196,10 @@ impl JobContext {
     async fn update(&self, update: Update<'_>) -> Result<(), ContextError> {
         let Some((redis, keys)) = &self.inner.store else { return Ok(()) };
         let id = &self.inner.id;
-        let mut shared =
-            redis.shared().await.map_err(|source| ContextError::Connect { id: id.clone(), source })?;
+        let mut shared = redis
+            .shared_for(keys.meta())
+            .await
+            .map_err(|source| ContextError::Connect { id: id.clone(), source })?;
         match update_job(&mut shared.conn, keys, id, update).await {
             Ok(_) => Ok(()),
             Err(error) => {

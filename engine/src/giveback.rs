@@ -64,7 +64,7 @@ pub(crate) async fn give_back(shared: Arc<Shared>, token: LockToken) {
 
 async fn look(shared: &Shared, token: &LockToken) -> Result<Vec<JobId>, GiveBackError> {
     let redis: &Redis = &shared.engine.redis;
-    let mut handle = redis.shared().await?;
+    let mut handle = redis.shared_for(shared.keys.meta()).await?;
     let outcome = look_with(shared, token, &mut handle.conn).await;
     let broken = match &outcome {
         Err(GiveBackError::Redis(error)) => Some(error),

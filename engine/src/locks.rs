@@ -264,7 +264,10 @@ async fn renew(
 ) -> Result<Vec<JobId>, String> {
     let conn = match slot {
         Some(conn) => conn,
-        None => slot.insert(redis.dedicated(None, RENEWAL_TIMEOUT).await.map_err(|e| e.to_string())?),
+        None => {
+            let fresh = redis.dedicated(keys.meta(), None, RENEWAL_TIMEOUT).await;
+            slot.insert(fresh.map_err(|e| e.to_string())?)
+        }
     };
     extend_locks(conn, keys, lock, held).await.map_err(|e| e.to_string())
 }

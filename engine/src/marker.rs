@@ -57,6 +57,7 @@ pub(crate) struct Waiter {
     pub(crate) wakes: mpsc::Receiver<Wake>,
     /// CLIENT ID of the waiting connection; 0 while there is none.
     client: Arc<AtomicI64>,
+    key: String,
     task: AbortHandle,
 }
 
@@ -66,9 +67,9 @@ impl Waiter {
         let (requests, asked) = mpsc::channel(1);
         let (wake, wakes) = mpsc::channel(1);
         let client = Arc::new(AtomicI64::new(0));
-        let listener = Listener { redis, key, client_name, client: client.clone() };
+        let listener = Listener { redis, key: key.clone(), client_name, client: client.clone() };
         let task = tokio::spawn(wait_for_markers(listener, asked, wake)).abort_handle();
-        Self { requests, wakes, client, task }
+        Self { requests, wakes, client, key, task }
     }
 
     /// Asks the server to end the wait that is under way, if one is.
@@ -77,7 +78,7 @@ impl Waiter {
         if client == 0 {
             return;
         }
-        let Ok(mut shared) = redis.shared().await else { return };
+        let Ok(mut shared) = redis.shared_for(&self.key).await else { return };
         let unblock = redis::cmd("CLIENT").arg("UNBLOCK").arg(client).query_async(&mut shared.conn).await;
         if let Err::<i64, _>(error) = unblock {
             redis.report(&shared, &error).await;
@@ -152,7 +153,7 @@ impl Listener {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, String> {
-        let fresh = self.redis.dedicated(Some(&self.client_name), BLOCK_MAX + GRACE).await;
+        let fresh = self.redis.dedicated(&self.key, Some(&self.client_name), BLOCK_MAX + GRACE).await;
         let mut conn = fresh.map_err(|e| e.to_string())?;
         // Only a stop needs it; without the permission it does without.
         let id = redis::cmd("CLIENT").arg("ID").query_async::<i64>(&mut conn).await;

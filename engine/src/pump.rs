@@ -272,7 +272,8 @@ impl Pump {
 
     async fn call(&self, batch: &[Outgoing], slots: u32, token: &LockToken) -> Result<Finished, ScriptError> {
         let engine = &self.shared.engine;
-        let mut shared = engine.redis.shared().await.map_err(|e| unreachable_script(&e))?;
+        let mut shared =
+            engine.redis.shared_for(self.shared.keys.meta()).await.map_err(|e| unreachable_script(&e))?;
         let spec = FetchSpec {
             slots,
             token,

@@ -22,7 +22,7 @@ pub(crate) async fn rescue_for_ever(shared: Arc<Shared>) {
 
 async fn sweep(shared: &Shared) {
     let engine = &shared.engine;
-    let Ok(mut conn) = engine.redis.shared().await else { return };
+    let Ok(mut conn) = engine.redis.shared_for(shared.keys.meta()).await else { return };
     let swept = rescue_stalled(
         &mut conn.conn,
         &shared.keys,

@@ -71,7 +71,7 @@ impl Batcher {
             jobs.extend(caller.jobs);
         }
         if jobs.is_empty() {
-            let outcome = match self.redis.shared().await {
+            let outcome = match self.redis.shared_for(self.keys.meta()).await {
                 Ok(mut shared) => {
                     self.introduce(&mut shared.conn).await.map_err(|e| EnqueueError::Refused(e.to_string()))
                 }
@@ -93,7 +93,7 @@ impl Batcher {
 
     /// A result for each job, in order.
     async fn store(&self, jobs: &[NewJob], known: &mut Known) -> Vec<Result<Added, EnqueueError>> {
-        let mut shared = match self.redis.shared().await {
+        let mut shared = match self.redis.shared_for(self.keys.meta()).await {
             Ok(shared) => shared,
             Err(error) => return vec![Err(error.into()); jobs.len()],
         };

@@ -128,7 +128,7 @@ impl Producer {
     /// A dropped call may have stored the flow.
     pub async fn enqueue_flow(&self, flow: FlowJob) -> Result<FlowNode, EnqueueError> {
         let (plan, parts) = self.plan(flow)?;
-        let mut shared = self.redis().shared().await?;
+        let mut shared = self.redis().shared_for(parts[0].keys.meta()).await?;
         let outcome = add_flow(&mut shared.conn, self.peer(), self.clock().now(), &parts).await;
         let added = match outcome {
             Ok(added) => added,
