@@ -8,7 +8,7 @@
 //! - [`ids`], [`keys`], [`time`]: validated names, key names, times
 //! - [`options`], [`backoff`], [`job`], [`state`]: a job and what may happen to it
 //! - [`score`]: how sorted sets order jobs
-//! - [`payload`]: typed payloads of mPanel's queues
+//! - [`job_kind`]: a kind of job in one place
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
 //! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`outcome`]: the codes with which scripts refuse
@@ -21,6 +21,7 @@ pub mod backoff;
 pub mod calls;
 pub mod ids;
 pub mod job;
+pub mod job_kind;
 pub mod keys;
 pub mod lenient;
 pub mod options;
