@@ -1,19 +1,61 @@
-//! Random scenarios through npm bullmq and through our crates, with fixed seeds:
-//! the short form of `cargo run -p mpanel-testkit --bin differential`.
+//! The oracle that the differential test asks, against the goldens; and a few random
+//! scenarios. The many are a stage of `make test`: `make differential`.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test; helpers outside #[test] count too")]
 
-use mpanel_testkit::conformance::differential::Arena;
+use std::path::Path;
 
-const SEED: u64 = 1;
-const SCENARIOS: u64 = 150;
+use mpanel_testkit::{
+    RedisServer,
+    conformance::{
+        differential::Arena,
+        oracle::Oracle,
+        scenario::{Golden, Scenario},
+    },
+};
+
+const SEEDS: std::ops::Range<u64> = 1..101;
 const STEPS: usize = 30;
 
+async fn the_server_says_what_the_goldens_hold(version: &str, database: u8) {
+    let server = RedisServer::builder().appendonly(false).start().await.unwrap();
+    let url = format!("{}/{database}", server.url().trim_end_matches("/0"));
+    let mut oracle = Oracle::new(url, version);
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    for scenario in Scenario::load_all(&data.join("scenarios")).unwrap() {
+        if !scenario.is_for(version) {
+            continue;
+        }
+        let name = &scenario.name;
+        let text = std::fs::read_to_string(data.join("scenarios").join(format!("{name}.json"))).unwrap();
+        let golden = Golden::load(&data.join("golden").join(version), name).unwrap().unwrap();
+        let answer = oracle.run(&serde_json::from_str(&text).unwrap()).await.unwrap().unwrap();
+        assert_eq!(answer.results, golden.results, "{version} {name}");
+        assert_eq!(answer.keys, golden.keys, "{version} {name}");
+    }
+}
+
+#[tokio::test]
+async fn the_oracle_server_is_bullmq_5_28() {
+    the_server_says_what_the_goldens_hold("bullmq-5.28", 0).await;
+}
+
+#[tokio::test]
+async fn the_oracle_server_is_bullmq_5() {
+    the_server_says_what_the_goldens_hold("bullmq-5", 1).await;
+}
+
+#[tokio::test]
+async fn the_oracle_server_is_bullmq_6() {
+    the_server_says_what_the_goldens_hold("bullmq-6", 2).await;
+}
+
 async fn nothing_differs(version: &str) {
-    let arena = Arena::start().await.unwrap();
-    let findings = arena.explore(version, SEED..SEED + SCENARIOS, STEPS).await.unwrap();
-    let Some(first) = findings.first().cloned() else { return };
-    let small = arena.shrink(version, first).await.unwrap();
-    panic!("{} of {SCENARIOS} differ, the first: {}\n{}", findings.len(), small.difference, small.scenario);
+    let arena = Arena::start(version).await.unwrap();
+    let findings = arena.explore(SEEDS, STEPS, |_, _| ()).await.unwrap();
+    let count = findings.len();
+    let Some(first) = findings.into_iter().next() else { return };
+    let small = arena.shrink(first).await.unwrap();
+    panic!("{count} differ, the first: {}\n{}", small.difference, small.scenario);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,23 +1,28 @@
 //! Random scenarios through npm bullmq and through our crates:
 //! `differential --seed 1 --count 2000 --steps 30`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::Parser;
-use mpanel_testkit::{TestkitError, conformance::differential::Arena};
+use mpanel_testkit::{
+    TestkitError,
+    conformance::differential::{Arena, Finding},
+};
 
 const VERSIONS: [&str; 2] = ["bullmq-5", "bullmq-6"];
+/// After so many scenarios a line says how far it is.
+const PROGRESS_EVERY: u64 = 500;
 
 /// Run random scenarios through npm bullmq and through mpanel-fleet's crates and
-/// compare results and keys. Each difference is made small and printed.
-/// Exit code 1 when there is one.
+/// compare results and keys. Each difference is made small, written as a scenario
+/// file and printed with the line that repeats it. Exit code 1 when there is one.
 #[derive(Debug, Parser)]
 struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How many seeds, for each version.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 1000)]
     count: u64,
     /// Steps of a scenario.
     #[arg(long, default_value_t = 30)]
@@ -25,30 +30,51 @@ struct Args {
     /// Only this version.
     #[arg(long, value_parser = VERSIONS)]
     version: Option<String>,
-    /// Make at most so many differences small and print them.
+    /// Make at most so many differences small.
     #[arg(long, default_value_t = 5)]
     show: usize,
+    /// Where the small scenarios go; the system's folder for temporary files when absent.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 async fn run_all(args: &Args) -> Result<bool, TestkitError> {
-    let arena = Arena::start().await?;
     let mut failed = 0;
     let mut total = 0;
     for version in VERSIONS.into_iter().filter(|v| args.version.as_deref().is_none_or(|only| only == *v)) {
-        let findings = arena.explore(version, args.seed..args.seed + args.count, args.steps).await?;
+        let arena = Arena::start(version).await?;
+        let began = Instant::now();
+        let progress = |done: u64, differ: usize| {
+            if done.is_multiple_of(PROGRESS_EVERY) || done == args.count {
+                println!("{version}: {done} of {}, {differ} differ, {:.1} s", args.count, began.elapsed().as_secs_f64());
+            }
+        };
+        let findings = arena.explore(args.seed..args.seed + args.count, args.steps, progress).await?;
         total += args.count;
         failed += findings.len() as u64;
         for (i, finding) in findings.into_iter().enumerate() {
-            println!("FAIL {version} {}: {}", finding.scenario["name"], finding.difference);
+            println!("FAIL {version} seed {}: {}", finding.seed, finding.difference);
+            println!("  again: make differential SEED={} COUNT=1 VERSION={version} STEPS={}", finding.seed, args.steps);
             if i < args.show {
-                let small = arena.shrink(version, finding).await?;
-                println!("  smallest: {}\n  {}", small.difference, small.scenario);
+                let small = arena.shrink(finding).await?;
+                println!("  smallest: {}", small.difference);
+                println!("  scenario: {}", write(args, version, &small)?.display());
             }
         }
     }
     println!("{} passed, {failed} failed", total - failed);
     Ok(failed == 0)
+}
+
+/// Writes a finding as a scenario file.
+fn write(args: &Args, version: &str, finding: &Finding) -> Result<PathBuf, TestkitError> {
+    let folder = args.out.clone().unwrap_or_else(std::env::temp_dir);
+    let path = folder.join(format!("differential-{version}-{}.json", finding.seed));
+    let failed = |e: std::io::Error| TestkitError::failed(format!("write {}", path.display()), e.to_string());
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    std::fs::write(&path, format!("{:#}\n", finding.scenario)).map_err(failed)?;
+    Ok(path)
 }
 
 #[tokio::main]

@@ -1,202 +1,143 @@
 //! The differential test: random scenarios through npm bullmq and through our
 //! crates, compared under the same rules, and made small where they differ.
 
-use std::{path::Path, process::Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mpanel_connect::Redis;
 use mpanel_protocol::peer::Peer;
 use serde_json::Value;
 
 use super::{
+    oracle::Oracle,
     random,
     rules::{Difference, compare_keys, compare_results},
     run::run,
-    scenario::{Golden, Scenario},
+    scenario::Scenario,
+    shrink::smaller,
 };
 use crate::{RedisServer, TestkitError};
 
-/// How many scenarios one process of the oracle runs.
-const BATCH: usize = 50;
-
-/// Two databases of one private Redis: one for npm bullmq, one for us.
+/// A private Redis on which scenarios run in several lanes at once.
 #[derive(Debug)]
 pub struct Arena {
-    server: RedisServer,
+    lanes: Vec<tokio::sync::Mutex<Lane>>,
+    // Last: the clients of the lanes go first.
+    _server: RedisServer,
+}
+
+/// Two databases: one for npm bullmq, one for us.
+#[derive(Debug)]
+struct Lane {
+    oracle: Oracle,
     ours: Redis,
+    peer: Peer,
 }
 
 /// A scenario in which we differ.
 #[derive(Debug, Clone)]
 pub struct Finding {
+    /// The seed it came from.
+    pub seed: u64,
     /// The scenario, as a scenario file holds it.
     pub scenario: Value,
     /// Where.
     pub difference: Difference,
 }
 
-fn failed(what: &str, why: impl std::fmt::Display) -> TestkitError {
-    TestkitError::failed(what, why.to_string())
-}
-
-/// The URL of one database of the server.
-fn database(server: &RedisServer, number: u8) -> String {
-    format!("{}/{number}", server.url().trim_end_matches("/0"))
+impl Lane {
+    async fn difference(&mut self, scenario: &Value) -> Result<Option<Difference>, TestkitError> {
+        let parsed: Scenario = serde_json::from_value(scenario.clone())
+            .map_err(|e| TestkitError::failed("read a scenario", e.to_string()))?;
+        let (golden, outcome) =
+            tokio::join!(self.oracle.run(scenario), run(&self.ours, &parsed, self.peer));
+        // Where the oracle gives up there is nothing to compare with.
+        let (Some(golden), outcome) = (golden?, outcome?) else { return Ok(None) };
+        Ok(compare_results(&golden.results, &outcome.results)
+            .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
+    }
 }
 
 impl Arena {
-    /// Starts the private Redis.
+    /// Starts the private Redis, and as many lanes as there are cores.
     ///
     /// # Errors
     /// When it does not start.
-    pub async fn start() -> Result<Self, TestkitError> {
+    pub async fn start(version: &str) -> Result<Self, TestkitError> {
+        // 16 databases are what a Redis has: two a lane.
+        let count = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
         let server = RedisServer::builder().appendonly(false).start().await?;
-        let ours = Redis::open(&database(&server, 1)).map_err(|e| failed("connect", e))?;
-        Ok(Self { server, ours })
-    }
-
-    /// What npm bullmq `version` does with each scenario; `None` where the oracle gave up.
-    async fn oracle(&self, version: &str, scenarios: &[Value]) -> Result<Vec<Option<Golden>>, TestkitError> {
-        let dir = tempfile::tempdir().map_err(|e| failed("make a directory", e))?;
-        let home = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut command = tokio::process::Command::new("node");
-        command
-            .arg(home.join("data/oracle.mjs"))
-            .args(["--redis", &database(&self.server, 0), "--version", version])
-            .arg("--out")
-            .arg(dir.path())
-            .env("NODE_PATH", home.join("node/node_modules"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        for (i, scenario) in scenarios.iter().enumerate() {
-            let path = dir.path().join(format!("s{i}.json"));
-            let mut named = scenario.clone();
-            named["name"] = format!("s{i}").into();
-            std::fs::write(&path, named.to_string()).map_err(|e| failed("write a scenario", e))?;
-            command.arg(path);
-        }
-        let output = command.output().await.map_err(|e| failed("run node", e))?;
-        let golden = dir.path().join(version);
-        let goldens = (0..scenarios.len())
-            .map(|i| Golden::load(&golden, &format!("s{i}")))
-            .collect::<Result<Vec<_>, _>>()?;
-        if goldens.iter().all(Option::is_none) {
-            let detail = format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-            return Err(failed("run the oracle", detail));
-        }
-        Ok(goldens)
-    }
-
-    /// The first difference of each scenario.
-    async fn differences(
-        &self,
-        version: &str,
-        scenarios: &[Value],
-    ) -> Result<Vec<Option<Difference>>, TestkitError> {
+        let base = server.url();
+        let database = |number: usize| format!("{}/{number}", base.trim_end_matches("/0"));
         let peer = if version == "bullmq-6" { Peer::V6 } else { Peer::V5 };
-        let ours = async {
-            let mut outcomes = Vec::with_capacity(scenarios.len());
-            for scenario in scenarios {
-                let parsed: Scenario =
-                    serde_json::from_value(scenario.clone()).map_err(|e| failed("read a scenario", e))?;
-                outcomes.push(run(&self.ours, &parsed, peer).await?);
-            }
-            Ok::<_, TestkitError>(outcomes)
-        };
-        let (goldens, outcomes) = tokio::try_join!(self.oracle(version, scenarios), ours)?;
-        Ok(goldens
-            .into_iter()
-            .zip(outcomes)
-            .map(|(golden, outcome)| {
-                // Where the oracle gives up within its time limit there is nothing to compare with.
-                let golden = golden?;
-                compare_results(&golden.results, &outcome.results)
-                    .or_else(|| compare_keys(&golden.keys, &outcome.keys))
+        let lanes = (0..count)
+            .map(|i| {
+                let ours = Redis::open(&database(2 * i + 1))
+                    .map_err(|e| TestkitError::failed("connect", e.to_string()))?;
+                let oracle = Oracle::new(database(2 * i), version);
+                Ok(tokio::sync::Mutex::new(Lane { oracle, ours, peer }))
             })
-            .collect())
+            .collect::<Result<_, TestkitError>>()?;
+        Ok(Self { lanes, _server: server })
     }
 
-    /// Runs the scenarios of `seeds`; the findings, not made small.
+    /// Runs the scenarios of `seeds`; the findings by seed, not made small. After each
+    /// scenario `progress` is told how many are done and how many of them differ.
     ///
     /// # Errors
     /// When Redis or node fails.
     pub async fn explore(
         &self,
-        version: &str,
         seeds: std::ops::Range<u64>,
         steps: usize,
+        progress: impl Fn(u64, usize) + Sync,
     ) -> Result<Vec<Finding>, TestkitError> {
-        let scenarios: Vec<Value> = seeds.map(|seed| random::scenario(seed, steps)).collect();
-        let mut findings = Vec::new();
-        for batch in scenarios.chunks(BATCH) {
-            for (scenario, difference) in batch.iter().zip(self.differences(version, batch).await?) {
-                if let Some(difference) = difference {
-                    findings.push(Finding { scenario: scenario.clone(), difference });
+        let next = AtomicU64::new(seeds.start);
+        let done = AtomicU64::new(0);
+        let findings = std::sync::Mutex::new(Vec::new());
+        let lanes = self.lanes.iter().map(|lane| async {
+            let mut lane = lane.lock().await;
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds.end {
+                    return Ok::<_, TestkitError>(());
                 }
+                let scenario = random::scenario(seed, steps);
+                let difference = lane.difference(&scenario).await?;
+                let mut found = findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                found.extend(difference.map(|difference| Finding { seed, scenario, difference }));
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, found.len());
             }
-        }
+        });
+        futures_util::future::try_join_all(lanes).await?;
+        let mut findings = findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        findings.sort_by_key(|f| f.seed);
         Ok(findings)
     }
 
-    /// Drops steps and options while the scenario still differs.
+    /// The first of `candidates` that differs.
+    async fn first_different(&self, candidates: &[Value]) -> Result<Option<(Value, Difference)>, TestkitError> {
+        for chunk in candidates.chunks(self.lanes.len()) {
+            let runs = self.lanes.iter().zip(chunk).map(|(lane, scenario)| async move {
+                lane.lock().await.difference(scenario).await
+            });
+            let differences = futures_util::future::try_join_all(runs).await?;
+            let hit = chunk.iter().zip(differences).find_map(|(s, d)| d.map(|d| (s.clone(), d)));
+            if hit.is_some() {
+                return Ok(hit);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Drops steps, options, jobs of a bulk and nodes of a flow while the scenario still differs.
     ///
     /// # Errors
     /// When Redis or node fails.
-    pub async fn shrink(&self, version: &str, finding: Finding) -> Result<Finding, TestkitError> {
+    pub async fn shrink(&self, finding: Finding) -> Result<Finding, TestkitError> {
         let mut best = finding;
-        loop {
-            let candidates = smaller(&best.scenario);
-            if candidates.is_empty() {
-                return Ok(best);
-            }
-            let differences = self.differences(version, &candidates).await?;
-            let still = candidates.into_iter().zip(differences).find_map(|(scenario, difference)| {
-                difference.map(|difference| Finding { scenario, difference })
-            });
-            match still {
-                Some(finding) => best = finding,
-                None => return Ok(best),
-            }
+        while let Some((scenario, difference)) = self.first_different(&smaller(&best.scenario)).await? {
+            best = Finding { seed: best.seed, scenario, difference };
         }
+        Ok(best)
     }
-}
-
-/// Variants with something taken away, the largest cuts first.
-fn smaller(scenario: &Value) -> Vec<Value> {
-    let steps = scenario["steps"].as_array().cloned().unwrap_or_default();
-    let mut variants = Vec::new();
-    let mut cut = steps.len() / 2;
-    while cut > 0 {
-        for start in (0..steps.len()).step_by(cut) {
-            let mut variant = scenario.clone();
-            variant["steps"] = steps
-                .iter()
-                .enumerate()
-                .filter(|(i, _)| *i < start || *i >= start + cut)
-                .map(|(_, s)| s.clone())
-                .collect();
-            variants.push(variant);
-        }
-        cut /= 2;
-    }
-    for name in ["queueOptions", "workerOptions"] {
-        for option in scenario[name].as_object().into_iter().flat_map(|o| o.keys()) {
-            let mut variant = scenario.clone();
-            if let Some(options) = variant[name].as_object_mut() {
-                options.shift_remove(option);
-            }
-            variants.push(variant);
-        }
-    }
-    for (i, step) in steps.iter().enumerate() {
-        for option in step["opts"].as_object().into_iter().flat_map(|o| o.keys()) {
-            let mut variant = scenario.clone();
-            if let Some(options) = variant["steps"][i]["opts"].as_object_mut() {
-                options.shift_remove(option);
-            }
-            variants.push(variant);
-        }
-    }
-    variants
 }

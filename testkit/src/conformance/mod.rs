@@ -7,16 +7,20 @@
 //! - [`rules`]: the exceptions, and the comparison under them
 //! - [`reading`]: the test that we read what 5.28 left
 //! - [`random`]: scenarios from a seed
-//! - [`differential`]: those through npm bullmq and through us
+//! - [`oracle`]: npm bullmq as a process that answers scenarios
+//! - [`differential`]: random scenarios through npm bullmq and through us
+//! - [`shrink`]: smaller variants of one in which we differ
 
 pub mod differential;
 pub mod dump;
 pub mod js;
+pub mod oracle;
 pub mod random;
 pub mod reading;
 pub mod rules;
 pub mod run;
 pub mod scenario;
+pub mod shrink;
 
 /// All keys of a scenario begin with this.
 pub const PREFIX: &str = "conf";
