@@ -8,6 +8,7 @@ use mpanel_protocol::{
     ids::{JobId, QueueName},
     keys::QueueKeys,
     outcome::Refusal,
+    peer::Peer,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -140,6 +141,9 @@ impl Producer {
             }
         };
         let outcomes: Vec<_> = added.into_iter().map(Enqueued::from_added).collect();
+        if let Some(Err(refusal)) = outcomes.first() {
+            return Err(EnqueueError::Rejected(*refusal));
+        }
         Ok(node(&plan, &outcomes, 0))
     }
 
@@ -153,6 +157,10 @@ impl Producer {
             let queue = QueueName::new(queue)?;
             let keys = QueueKeys::new(self.prefix(), &queue);
             let mut options = options.inner;
+            if self.peer() == Peer::V6 && options.deduplication.is_some() && !children.is_empty() {
+                let why = "it cannot be used on a job that waits for children".to_owned();
+                return Err(EnqueueError::Option { option: "deduplication", why });
+            }
             let here = plan.len();
             if let Some((above, queue_key)) = parent {
                 let id = &plan[above].id;
@@ -174,10 +182,13 @@ impl Producer {
 /// The tree below one node, with what became of each.
 fn node(plan: &[Planned], outcomes: &[Result<Enqueued, Refusal>], at: usize) -> FlowNode {
     let Planned { queue, id, children } = &plan[at];
+    let outcome = outcomes.get(at).cloned().unwrap_or(Err(Refusal::MissingJob));
+    // Another job may stand for the root.
+    let id = outcome.as_ref().ok().filter(|_| at == 0).map_or(id, Enqueued::id);
     FlowNode {
         queue: queue.clone(),
         id: id.clone(),
-        outcome: outcomes.get(at).cloned().unwrap_or(Err(Refusal::MissingJob)),
+        outcome,
         children: children.iter().map(|child| node(plan, outcomes, *child)).collect(),
     }
 }

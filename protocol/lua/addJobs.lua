@@ -37,7 +37,11 @@ local function duplicate(id, key, parent)
   if parent then
     local free = not old or old == parent[1] or (peer == "v6" and call("EXISTS", old) == 0)
     if not free then
-      if call("EXISTS", old) == 1 then return -7 end
+      if call("EXISTS", old) == 1 then
+        -- The flow is incomplete: its parent is not let go when the flow is settled.
+        if parent[3] then call("HSET", parent[1], "flowAttachmentFailed", "1") end
+        return -7
+      end
     else
       if call("ZSCORE", P .. "completed", id) then
         call("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
@@ -126,5 +130,5 @@ flush()
 if refusedCount > 0 and call("DECRBY", P .. "id", refusedCount) == 0 then call("DEL", P .. "id") end
 if anyWaiting then wake(q) end
 if anyDelayed then wakeDelayed(q) end
-trimEvents(q)
+if refusedCount < #jobs then trimEvents(q) end
 return cmsgpack.pack(results)

@@ -21,11 +21,12 @@ local removed = {}
 -- As in BullMQ, a limit counts the jobs looked at, except for finished ones.
 if limit and not finished then window = math.min(window, limit - kept - before) end
 
+-- A job without a time, or without a hash, is as old as can be.
 local function isOld(id)
   if finished then return true end -- chosen by score already
-  local f = call("HMGET", P .. id, "finishedOn", "processedOn", "timestamp")
-  local at = tonumber(f[1] or f[2] or f[3])
-  return at ~= nil and at <= newest
+  local f = call("HMGET", P .. id, "timestamp", "processedOn", "finishedOn")
+  local at = tonumber((isList and f[3]) or (state ~= "prioritized" and f[2]) or f[1] or nil)
+  return at == nil or at <= newest
 end
 
 local ids

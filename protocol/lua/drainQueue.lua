@@ -30,7 +30,7 @@ for _, list in ipairs({ "wait", "paused" }) do
     end
   end
 end
-local sets = delayedToo and { "prioritized", "delayed" } or { "prioritized" }
+local sets = delayedToo and { "delayed", "prioritized" } or { "prioritized" }
 for _, set in ipairs(sets) do
   if left > 0 then
     local ids = call("ZRANGE", P .. set, kept, kept + left - 1)

@@ -25,26 +25,33 @@ if #active > 0 then
   end
   left = left - #active
 end
-for _, list in ipairs({ "wait", "paused" }) do
-  if left > 0 then
-    local ids = call("LRANGE", P .. list, 0, left - 1)
-    if #ids > 0 then call("LTRIM", P .. list, #ids, -1) end
-    for i = 1, #ids do removeJob(q, ids[i], true, true, now) end
-    left = left - #ids
-  end
+
+local function sweepSet(set)
+  if left <= 0 then return end
+  local popped = call("ZPOPMIN", P .. set, left)
+  for i = 1, #popped, 2 do removeJob(q, popped[i], true, true, now) end
+  left = left - #popped / 2
 end
-for _, set in ipairs({ "delayed", "completed", "prioritized", "failed" }) do
-  if left > 0 then
-    local popped = call("ZPOPMIN", P .. set, left)
-    for i = 1, #popped, 2 do removeJob(q, popped[i], true, true, now) end
-    left = left - #popped / 2
-  end
+
+local function sweepList(list)
+  if left <= 0 then return end
+  local ids = call("LRANGE", P .. list, 0, left - 1)
+  if #ids > 0 then call("LTRIM", P .. list, #ids, -1) end
+  for i = 1, #ids do removeJob(q, ids[i], true, true, now) end
+  left = left - #ids
 end
+
+sweepSet("delayed")
 if left > 0 then
   local schedulers = call("ZPOPMIN", P .. "repeat", left)
   for i = 1, #schedulers, 2 do call("DEL", P .. "repeat:" .. schedulers[i]) end
   left = left - #schedulers / 2
 end
+sweepSet("completed")
+sweepList("wait")
+sweepList("paused")
+sweepSet("prioritized")
+sweepSet("failed")
 if left <= 0 then return 1 end
 call("DEL", P .. "meta", P .. "id", P .. "pc", P .. "events", P .. "marker", P .. "stalled", P .. "stalled-check",
   P .. "metrics:completed", P .. "metrics:completed:data", P .. "metrics:failed", P .. "metrics:failed:data")

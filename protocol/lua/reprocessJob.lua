@@ -20,7 +20,7 @@ if resetStarted then call("HDEL", key, "ats") end
 local f = call("HMGET", key, "parentKey", "priority")
 -- 5.x forgets the priority of a job that is run again.
 pushJob(q, id, peer == "v6" and tonumber(f[2]) or 0, lifo and "RPUSH" or "LPUSH")
-regainChild(key, f[1])
+regainChild(key, f[1], from)
 call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", from)
 trimEvents(q)
 return 1

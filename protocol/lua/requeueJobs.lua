@@ -19,7 +19,7 @@ if from ~= "delayed" then
     local key = P .. ids[i]
     call("HDEL", key, "finishedOn", "processedOn", text)
     -- 5.x forgets the parents when it runs jobs again in bulk.
-    if peer == "v6" then regainChild(key, call("HGET", key, "parentKey"), true) end
+    if peer == "v6" then regainChild(key, call("HGET", key, "parentKey"), from) end
   end
 end
 for i = 1, #ids do

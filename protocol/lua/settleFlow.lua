@@ -1,5 +1,6 @@
 --[[
-  settleFlow: put parents of a new flow in line whose children were all done before.
+  settleFlow: put parents of a new flow in line whose children were all done before,
+  unless one of the children could not be tied to them.
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", parent job keys of this queue]
   Returns   0
@@ -9,5 +10,7 @@
   Cluster   all keys share the hash tag of the queue
 ]]
 local now, peer, parents = unpack(cmsgpack.unpack(ARGV[1]))
-for i = 1, #parents do releaseIfDone(peer, parents[i], now) end
+for i = 1, #parents do
+  if call("HDEL", parents[i], "flowAttachmentFailed") == 0 then releaseIfDone(peer, parents[i], now) end
+end
 return 0

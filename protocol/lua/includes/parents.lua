@@ -13,13 +13,10 @@ local function parentQueue(prefix, peer)
   return q
 end
 
--- Puts a parent whose children are all done in line, if it waits for them.
-local function releaseParent(peer, parentKey, now)
-  local prefix, id = splitJobKey(parentKey)
-  if not prefix then return end
-  if call("ZREM", prefix .. "waiting-children", id) == 0 then return end
+-- Puts a parent that no longer waits in line, or in `delayed` when it has a delay.
+local function lineUpParent(peer, prefix, id, now)
   local q = parentQueue(prefix, peer)
-  local f = call("HMGET", parentKey, "priority", "delay")
+  local f = call("HMGET", prefix .. id, "priority", "delay")
   local priority, delay = tonumber(f[1]) or 0, tonumber(f[2]) or 0
   if delay > 0 then
     local at = now + delay
@@ -30,6 +27,27 @@ local function releaseParent(peer, parentKey, now)
     pushJob(q, id, priority, "RPUSH")
     call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "waiting-children")
   end
+end
+
+-- Lets a parent go whose children are all done, if it exists and waits for them.
+local function releaseParent(peer, parentKey, now)
+  local prefix, id = splitJobKey(parentKey)
+  if not prefix or call("EXISTS", parentKey) == 0 then return end
+  if call("ZREM", prefix .. "waiting-children", id) == 0 then return end
+  lineUpParent(peer, prefix, id, now)
+end
+
+-- Lets a parent run only to be failed, since a child of it failed.
+local function failParent(peer, parentKey, childKey, now)
+  local prefix, id = splitJobKey(parentKey)
+  if not prefix or call("EXISTS", parentKey) == 0 then return end
+  local waits = call("ZREM", prefix .. "waiting-children", id) == 1
+  local delayed = not waits and call("ZREM", prefix .. "delayed", id) == 1
+  if delayed then call("HSET", parentKey, "delay", 0) end
+  if waits or delayed or not call("ZSCORE", prefix .. "failed", id) then
+    call("HSET", parentKey, "defa", "child " .. childKey .. " failed")
+  end
+  if waits or delayed then lineUpParent(peer, prefix, id, now) end
 end
 
 -- Puts a parent in line whose last child was taken away, or let go of it: next in
@@ -66,17 +84,7 @@ local function childFailed(peer, childKey, parentKey, parentJson, reason, now)
   if policy.fpof then
     if call("SREM", parentKey .. ":dependencies", childKey) == 0 then return end
     call("ZADD", parentKey .. ":unsuccessful", now, childKey)
-    local prefix, id = splitJobKey(parentKey)
-    if not prefix then return end
-    local text = "child " .. childKey .. " failed"
-    if call("ZREM", prefix .. "waiting-children", id) == 1 or call("ZREM", prefix .. "delayed", id) == 1 then
-      local q = parentQueue(prefix, peer)
-      call("HSET", parentKey, "defa", text, "delay", 0)
-      pushJob(q, id, tonumber(call("HGET", parentKey, "priority")) or 0, "RPUSH")
-      call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "waiting-children")
-    elseif not call("ZSCORE", prefix .. "failed", id) and call("EXISTS", parentKey) == 1 then
-      call("HSET", parentKey, "defa", text)
-    end
+    failParent(peer, parentKey, childKey, now)
   elseif policy.cpof then
     if call("SREM", parentKey .. ":dependencies", childKey) == 0 then return end
     call("HSET", parentKey .. ":failed", childKey, reason)

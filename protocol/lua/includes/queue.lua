@@ -20,16 +20,22 @@ local function openQueue(prefix, peer)
   }
 end
 
--- Splits a full job key into the queue's prefix (with colon) and the job id.
--- Neither prefix nor queue name holds a colon of its own beyond `prefix:queue:`,
--- but a job id may (`repeat:<scheduler>:<ms>`), so the queue of this call and
--- the shortest prefix are tried in that order.
+-- What the queues of this installation have in common: `prefix:`.
+local FAMILY = string.match(P, "^(.*:)[^:]*:$") or ""
+
+-- Splits a full job key into the queue's prefix (with colon) and the job id. No
+-- queue name holds a colon, but a job id may (`repeat:<scheduler>:<ms>`), and so
+-- may the prefix: the queue of this call, its neighbours and any other are tried
+-- in that order.
 local function splitJobKey(key)
   if string.sub(key, 1, #P) == P then
     return P, string.sub(key, #P + 1)
   end
-  local a, b = string.match(key, "^(.-:.-:)(.+)$")
-  return a, b
+  if string.sub(key, 1, #FAMILY) == FAMILY then
+    local queue, id = string.match(string.sub(key, #FAMILY + 1), "^([^:]*:)(.+)$")
+    if queue then return FAMILY .. queue, id end
+  end
+  return string.match(key, "^(.-:.-:)(.+)$")
 end
 
 -- Which list a push goes to. While the queue is paused 5.x keeps jobs in

@@ -1,11 +1,13 @@
 -- regain: a child that runs again. Needs queue.
 
--- Its parent waits for it once more, wherever the parent is by now; with
--- `recorded` only when the parent kept something of it.
-local function regainChild(key, parentKey, recorded)
+-- A parent that kept something of the child waits for it once more.
+local function regainChild(key, parentKey, from)
   if not parentKey or call("EXISTS", parentKey) == 0 then return end
-  local known = call("HDEL", parentKey .. ":processed", key) + call("HDEL", parentKey .. ":failed", key)
-    + call("ZREM", parentKey .. ":unsuccessful", key)
-  if recorded and known == 0 then return end
-  call("SADD", parentKey .. ":dependencies", key)
+  local known
+  if from == "failed" then
+    known = call("ZREM", parentKey .. ":unsuccessful", key) == 1 or call("HDEL", parentKey .. ":failed", key) == 1
+  else
+    known = call("HDEL", parentKey .. ":processed", key) == 1
+  end
+  if known then call("SADD", parentKey .. ":dependencies", key) end
 end

@@ -5,18 +5,25 @@ local function jobKeys(key)
   return key, key .. ":logs", key .. ":dependencies", key .. ":processed", key .. ":failed", key .. ":unsuccessful"
 end
 
+-- The deduplication key goes, with the job that was to follow, if it names this job.
+local function dropDedupKey(q, id, dedupId)
+  local key = q.P .. "de:" .. dedupId
+  if call("GET", key) == id then call("DEL", key, q.P .. "dn:" .. dedupId) end
+end
+
 local removeJob
 
--- A child is taken away: its parent no longer waits for it. With `hard` a parent
--- in the same queue goes too, when this was its last dependency.
+-- A child is taken away: its parent, if it still exists, no longer waits for it.
+-- With `hard` a parent in the same queue goes too, when this was its last dependency.
 local function forgetChild(q, childKey, parentKey, hard, now)
+  if call("EXISTS", parentKey) == 0 then return end
   if call("SREM", parentKey .. ":dependencies", childKey) == 0 then return end
   if call("SCARD", parentKey .. ":dependencies") > 0 then return end
   local prefix, id = splitJobKey(parentKey)
   if not prefix then return end
   if hard and prefix == q.P then
     if call("ZREM", prefix .. "waiting-children", id) == 1 then
-      removeJob(q, id, hard, true, now)
+      removeJob(q, id, hard, false, now) -- its deduplication key stays, as in BullMQ
     end
   else
     releaseForgotten(q.peer, parentKey, hard)
@@ -32,10 +39,7 @@ removeJob = function(q, id, hard, dropDedup, now)
   if f[1] and f[1] ~= "" then
     forgetChild(q, key, f[1], hard, now)
   end
-  if dropDedup and f[2] then
-    local de = q.P .. "de:" .. f[2]
-    if call("GET", de) == id then call("DEL", de) end
-  end
+  if dropDedup and f[2] then dropDedupKey(q, id, f[2]) end
   call("DEL", jobKeys(key))
 end
 

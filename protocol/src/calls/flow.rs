@@ -53,12 +53,14 @@ pub async fn add_flow(
         rest = later;
     }
     if settle {
-        let mut known = false;
-        for part in parts.iter().filter(|p| p.job.waits_for_children) {
-            let key = part.job.id.as_ref().map(|id| part.keys.job(id)).unwrap_or_default();
-            let argument = wire::pack(&(now.0, peer, [key]))?;
-            SETTLE_FLOW.append(&mut pipe, !known, part.keys.meta(), &argument);
-            known = true;
+        let mut parents: Vec<&str> = Vec::new();
+        for part in parts {
+            let Some(parent) = part.job.parent.as_ref().filter(|p| !parents.contains(&p.key.as_str())) else {
+                continue;
+            };
+            let argument = wire::pack(&(now.0, peer, [&parent.key]))?;
+            SETTLE_FLOW.append(&mut pipe, parents.is_empty(), part.keys.meta(), &argument);
+            parents.push(&parent.key);
         }
     }
     let replies: Vec<redis::Value> = pipe

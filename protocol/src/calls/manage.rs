@@ -16,11 +16,14 @@ use crate::{
     },
     state::JobState,
     time::{TimestampMs, millis},
-    wire::{self, OrFalse},
+    wire::{self, MaybeText, OrFalse},
 };
 
 /// How many jobs one call of a chunked operation moves.
 const CHUNK: u32 = 250;
+
+/// Flows of up to so many jobs are removed in one call.
+const TREE: u32 = 200;
 
 /// What to change of a job while it exists.
 #[derive(Debug, Clone, Copy)]
@@ -209,9 +212,24 @@ pub async fn remove_job(
     id: &JobId,
     children: bool,
 ) -> Result<Removal, JobOpError> {
-    let argument = wire::pack(&(now.0, peer, id, children))?;
-    let code = check(id, REMOVE_JOB.call(conn, keys.meta(), &argument).await?)?;
-    Ok(if code == 1 { Removal::Removed } else { Removal::Locked })
+    // Where to go on: job keys, each with the parent it is removed for.
+    let mut open = vec![(keys.job(id), None::<String>)];
+    while let Some((key, from)) = open.last() {
+        // A tree that leads back to itself: this one goes without what is below it.
+        let circle = open.iter().rev().skip(1).any(|(above, _)| above == key);
+        let below = children && !circle;
+        let argument = wire::pack(&(now.0, peer, key, OrFalse(from.as_deref()), below, TREE))?;
+        let reply: Vec<u8> = REMOVE_JOB.call(conn, keys.meta(), &argument).await?;
+        let (code, next, parent): (i64, String, MaybeText) = wire::unpack("removeJob", &reply)?;
+        match check(id, code)? {
+            0 => return Ok(Removal::Locked),
+            1 => drop(open.pop()),
+            // The same key again, or one below it first.
+            _ if next == *key => {}
+            _ => open.push((next, parent.0)),
+        }
+    }
+    Ok(Removal::Removed)
 }
 
 /// Stops every worker from taking jobs of the queue.

@@ -50,8 +50,13 @@ impl Lane {
             .map_err(|e| TestkitError::failed("read a scenario", e.to_string()))?;
         let (golden, outcome) =
             tokio::join!(self.oracle.run(scenario), run(&self.ours, &parsed, self.peer));
-        // Where the oracle gives up there is nothing to compare with.
+        // Where the oracle gives up, or its scripts do (jobs that are each other's
+        // parents), there is nothing to compare with.
         let (Some(golden), outcome) = (golden?, outcome?) else { return Ok(None) };
+        let broken = |r: &Value| r["error"].as_str().is_some_and(|e| e.contains("stack overflow"));
+        if golden.results.iter().any(broken) {
+            return Ok(None);
+        }
         Ok(compare_results(&golden.results, &outcome.results)
             .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
     }

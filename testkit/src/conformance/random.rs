@@ -2,17 +2,17 @@
 //! length give the same scenario. A rough model of the queue steers the choice of
 //! ids, so that most steps hit a job in a fitting state and some do not. Spans that
 //! become a key's real time to live are long, so that no key expires during a run.
+//! Nodes of flows have ids: those that npm bullmq makes up cannot be told apart.
 
 use serde_json::{Map, Value, json};
 
 const QUEUES: [&str; 2] = ["q", "r"];
 const CUSTOM_IDS: [&str; 4] = ["a", "b", "job-c", "x:y:z"];
-/// So many of them hold no colon. The others are no parents here: npm bullmq loses
-/// the place of such a parent in `waiting-children` when its last child is drained.
+/// So many of them hold no colon.
 const PLAIN_IDS: usize = 3;
 const BAD_IDS: [&str; 4] = ["7", "0", "0:x", "a:b"];
 const DEDUP_IDS: [&str; 2] = ["d1", "d2"];
-const DELAYS_MS: [i64; 7] = [0, 1, 50, 100, 1000, 5000, 60_000];
+const DELAYS_MS: [i64; 8] = [0, 1, 50, 100, 1000, 5000, 60_000, 86_400_000];
 
 /// What the generator believes of one queue.
 #[derive(Debug, Default)]
@@ -39,6 +39,9 @@ struct Generator {
     queues: [Guess; 2],
     which: usize,
     steps: Vec<Value>,
+    /// Ids with colons may be parents; nothing is removed, since npm bullmq then looks
+    /// for such a parent under a wrong name.
+    colon_parents: bool,
 }
 
 /// A scenario of `steps` steps, as a scenario file holds it.
@@ -49,7 +52,9 @@ pub fn scenario(seed: u64, steps: usize) -> Value {
         queues: [Guess::default(), Guess::default()],
         which: 0,
         steps: Vec::new(),
+        colon_parents: false,
     };
+    generator.colon_parents = generator.chance(0.15);
     let queue_options = generator.queue_options();
     let worker_options = generator.worker_options();
     while generator.steps.len() < steps {
@@ -104,6 +109,11 @@ impl Generator {
         if self.chance(0.1) {
             options.insert("maxStalledCount".into(), json!(self.pick(&[0, 2])));
         }
+        // A worker's own removal of jobs loses the place of a parent with a colon.
+        if self.colon_parents {
+            options.shift_remove("removeOnComplete");
+            options.shift_remove("removeOnFail");
+        }
         options.into()
     }
 
@@ -141,7 +151,7 @@ impl Generator {
         for (name, p) in
             [("extend", 0.25), ("replace", 0.3), ("keepLastIfActive", 0.25), ("reschedule", 0.15)]
         {
-            if self.chance(p) {
+            if self.chance(p) && !(self.colon_parents && name == "replace") {
                 dedup[name] = json!(true);
             }
         }
@@ -169,7 +179,7 @@ impl Generator {
             o.insert("backoff".into(), self.backoff());
         }
         for name in ["removeOnComplete", "removeOnFail"] {
-            if self.chance(0.25) {
+            if self.chance(0.25) && !self.colon_parents {
                 let keep = self.keep(false);
                 o.insert(name.into(), keep);
             }
@@ -184,7 +194,7 @@ impl Generator {
             let id = if self.chance(0.08) { self.pick(&BAD_IDS) } else { self.pick(&CUSTOM_IDS) };
             o.insert("jobId".into(), json!(id));
         }
-        if own && self.chance(0.03) {
+        if self.chance(0.05) {
             o.insert("timestamp".into(), json!(1_699_999_990_000_i64 + self.rng.i64(0..20_000)));
         }
         if self.chance(0.03) {
@@ -215,16 +225,11 @@ impl Generator {
         let name = self.pick(&["mail", "scan", "ü/x"]);
         let data = self.value();
         let mut opts = self.options(true);
-        if self.chance(0.05) {
-            let which = self.rng.usize(..2);
-            let mut ids = self.queues[which].ids.clone();
-            ids.retain(|id| !id.contains(':'));
-            if !ids.is_empty() {
-                opts.insert(
-                    "parent".into(),
-                    json!({"id": self.pick(&ids), "queue": format!("conf:{}", QUEUES[which])}),
-                );
-            }
+        if self.chance(0.08)
+            && let Some(parent) = self.parent()
+        {
+            opts.insert("parent".into(), parent);
+            self.no_colon_child(&mut opts);
         }
         let id = opts.get("jobId").and_then(Value::as_str).map(ToOwned::to_owned);
         let delayed = opts.get("delay").and_then(Value::as_i64).unwrap_or(0) > 0;
@@ -238,11 +243,35 @@ impl Generator {
         (json!(name), data, opts)
     }
 
-    /// A flow of up to three levels. A node has at most one child in its own queue
-    /// and one in the other: Redis gives the members of a set in no fixed order.
+    /// A flow of up to three levels, now and then tied to a parent that is there already.
     fn flow(&mut self) {
-        let flow = self.node(0);
+        let mut flow = self.node(0);
+        if self.chance(0.1)
+            && let Some(parent) = self.parent()
+        {
+            flow["opts"]["parent"] = parent;
+        }
         self.steps.push(json!({"op": "flow", "flow": flow}));
+    }
+
+    /// A job that may be somebody's parent.
+    fn parent(&mut self) -> Option<Value> {
+        let which = self.rng.usize(..2);
+        let mut ids = self.queues[which].ids.clone();
+        if !self.colon_parents {
+            ids.retain(|id| !id.contains(':'));
+        }
+        if ids.is_empty() {
+            return None;
+        }
+        Some(json!({"id": self.pick(&ids), "queue": format!("conf:{}", QUEUES[which])}))
+    }
+
+    /// npm bullmq does not find such a child when it removes the tree.
+    fn no_colon_child(&self, opts: &mut Map<String, Value>) {
+        if !self.colon_parents && opts.get("jobId").is_some_and(|id| id == CUSTOM_IDS[PLAIN_IDS]) {
+            opts.shift_remove("jobId");
+        }
     }
 
     fn node(&mut self, depth: usize) -> Value {
@@ -252,7 +281,8 @@ impl Generator {
         guess.counter += 1;
         let mut id = format!("{queue}-{}", guess.counter);
         if self.chance(0.15) {
-            id = self.pick(&CUSTOM_IDS[..PLAIN_IDS]).to_owned();
+            let most = if self.colon_parents { CUSTOM_IDS.len() } else { PLAIN_IDS };
+            id = self.pick(&CUSTOM_IDS[..most]).to_owned();
         }
         opts.insert("jobId".into(), json!(id));
         if depth > 0 && self.chance(0.6) {
@@ -264,15 +294,21 @@ impl Generator {
             ]);
             opts.insert(policy.into(), json!(true));
         }
+        if self.chance(0.05) {
+            let dedup = self.deduplication();
+            opts.insert("deduplication".into(), dedup);
+        }
         let mut node = json!({"name": "node", "queueName": queue, "opts": opts});
         if self.chance(0.7) {
             node["data"] = self.value();
         }
         let mut children = Vec::new();
         if depth == 0 || (depth == 1 && self.chance(0.25)) {
-            for _ in 0..self.rng.usize(1..3) {
+            for _ in 0..self.rng.usize(1..4) {
                 children.push(self.node(depth + 1));
-                self.which = 1 - self.which;
+                if self.chance(0.6) {
+                    self.which = 1 - self.which;
+                }
             }
         }
         let leaf = children.is_empty();
@@ -324,6 +360,10 @@ impl Generator {
     }
 
     fn push(&mut self, mut step: Value) {
+        const REMOVALS: [&str; 5] = ["remove", "removeChildDependency", "drain", "clean", "obliterate"];
+        if self.colon_parents && step["op"].as_str().is_some_and(|op| REMOVALS.contains(&op)) {
+            return;
+        }
         if self.which == 1 {
             step["queue"] = json!(QUEUES[1]);
         }
