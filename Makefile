@@ -1,6 +1,6 @@
 # Entry points. Each installs what is missing (once, and says so) and leaves nothing running.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full bench fmt lint deny
+.PHONY: help setup demo test test-full differential bench fmt lint deny
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,11 @@ test: ## Format, lints, dependencies, unit, integration and conformance tests
 
 test-full: ## The same with all versions, topologies and the long runs
 	@FLEET_TEST_TIER=full scripts/test.sh
+
+differential: ## Random job sequences through npm bullmq and through us; SEED=n COUNT=n [VERSION=bullmq-5|bullmq-6] [STEPS=n]
+	@FOR=demo scripts/setup.sh
+	@cargo run --quiet --locked -p mpanel-testkit --bin differential -- \
+		--seed $(or $(SEED),1) --count $(or $(COUNT),1000) --steps $(or $(STEPS),30) $(if $(VERSION),--version $(VERSION))
 
 bench: ## Drain 100,000 jobs beside npm bullmq
 	@FOR=demo scripts/setup.sh

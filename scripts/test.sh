@@ -5,7 +5,7 @@
 #   FLEET_TEST_TIER=full           the long runs too (make test-full)
 source "$(dirname "$0")/lib.sh"
 
-ALL="setup fmt clippy deny unit integration conformance"
+ALL="setup fmt clippy deny unit integration conformance differential"
 WANTED=${*:-$ALL}
 for name in $WANTED; do
   case " $ALL " in *" $name "*) ;; *) die "no stage $name; stages: $ALL" ;; esac
@@ -35,6 +35,13 @@ run_integration() {
 run_conformance() {
   cargo run --quiet --locked -p mpanel-testkit --bin conformance -- \
     --scenarios testkit/data/scenarios --golden testkit/data/golden --served
+}
+
+# Half of the sequences against each version. The first seed of the full tier moves on every day.
+run_differential() {
+  local seed=1 count=1000
+  if [ "$FLEET_TEST_TIER" = full ]; then seed=$(($(date +%s) / 86400 * 100000)) count=10000; fi
+  cargo run --quiet --locked -p mpanel-testkit --bin differential -- --seed "$seed" --count "$count"
 }
 
 say "mpanel-fleet: $WANTED (tier $FLEET_TEST_TIER), $(nproc) cores"

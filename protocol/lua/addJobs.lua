@@ -76,6 +76,8 @@ for i = 1, #jobs do
         wakeDelayed(q)
         anyDelayed = false
       end
+      -- A parent of a flow replaces and reschedules nobody.
+      if job[10] then dedup[4], dedup[6] = false, false end
       holder = claimDedup(q, id, dedup, job, now)
     end
     if holder then

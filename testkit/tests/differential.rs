@@ -49,8 +49,20 @@ async fn the_oracle_server_is_bullmq_6() {
     the_server_says_what_the_goldens_hold("bullmq-6", 2).await;
 }
 
+/// What random scenarios once found, made small.
+async fn what_was_found_stays_fixed(arena: &Arena, version: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/regressions");
+    for scenario in Scenario::load_all(&folder).unwrap().iter().filter(|s| s.is_for(version)) {
+        let name = &scenario.name;
+        let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+        let difference = arena.difference(&serde_json::from_str(&text).unwrap()).await.unwrap();
+        assert_eq!(difference.map(|d| d.to_string()), None, "{version} {name}");
+    }
+}
+
 async fn nothing_differs(version: &str) {
     let arena = Arena::start(version).await.unwrap();
+    what_was_found_stays_fixed(&arena, version).await;
     let findings = arena.explore(SEEDS, STEPS, |_, _| ()).await.unwrap();
     let count = findings.len();
     let Some(first) = findings.into_iter().next() else { return };

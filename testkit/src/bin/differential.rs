@@ -47,7 +47,11 @@ async fn run_all(args: &Args) -> Result<bool, TestkitError> {
         let began = Instant::now();
         let progress = |done: u64, differ: usize| {
             if done.is_multiple_of(PROGRESS_EVERY) || done == args.count {
-                println!("{version}: {done} of {}, {differ} differ, {:.1} s", args.count, began.elapsed().as_secs_f64());
+                println!(
+                    "{version}: {done} of {}, {differ} differ, {:.1} s",
+                    args.count,
+                    began.elapsed().as_secs_f64()
+                );
             }
         };
         let findings = arena.explore(args.seed..args.seed + args.count, args.steps, progress).await?;
@@ -55,7 +59,10 @@ async fn run_all(args: &Args) -> Result<bool, TestkitError> {
         failed += findings.len() as u64;
         for (i, finding) in findings.into_iter().enumerate() {
             println!("FAIL {version} seed {}: {}", finding.seed, finding.difference);
-            println!("  again: make differential SEED={} COUNT=1 VERSION={version} STEPS={}", finding.seed, args.steps);
+            println!(
+                "  again: make differential SEED={} COUNT=1 VERSION={version} STEPS={}",
+                finding.seed, args.steps
+            );
             if i < args.show {
                 let small = arena.shrink(finding).await?;
                 println!("  smallest: {}", small.difference);

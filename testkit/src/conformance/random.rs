@@ -406,7 +406,8 @@ impl Generator {
                 }
                 self.push(step);
             }
-            57..63 => {
+            62 => self.mishap(),
+            57..62 => {
                 let ms = self.pick(&[1, 40, 100, 1000, 2000, 10_000, 61_000, 200_000]);
                 self.steps.push(json!({"op": "clock", "advance": ms}));
             }
@@ -420,7 +421,14 @@ impl Generator {
         let (id, token) = self.active();
         let mut step = json!({"id": id, "token": token});
         match self.rng.u32(..17) {
-            16 => step["op"] = json!("moveToWaitingChildren"),
+            16 => {
+                step["op"] = json!("moveToWaitingChildren");
+                if self.chance(0.3)
+                    && let Some(child) = self.parent()
+                {
+                    step["child"] = child;
+                }
+            }
             0..6 => {
                 step["op"] = json!("complete");
                 if self.chance(0.8) {
@@ -438,7 +446,8 @@ impl Generator {
             }
             12..14 => {
                 step["op"] = json!("moveToDelayed");
-                step["at"] = json!(1_700_000_000_000_i64 + self.pick(&[0, 100, 5000, 100_000]));
+                let at = self.pick(&[-1000, 0, 100, 5000, 100_000, 86_400_000]);
+                step["at"] = json!(1_700_000_000_000_i64 + at);
             }
             _ => step["op"] = json!("moveLimited"),
         }
@@ -482,7 +491,7 @@ impl Generator {
             10 => json!({"op": "updateData", "id": self.id(&all), "data": self.value()}),
             11 => json!({"op": "updateProgress", "id": self.id(&all),
                 "progress": self.pick(&[json!(50), json!({"at": 1}), json!("half"), json!(0)])}),
-            12 => json!({"op": "log", "id": self.id(&all), "row": self.pick(&["line", "", "ü"])}),
+            12 => json!({"op": "log", "id": self.id(&all), "row": self.pick(&["line", "", "ü", "a\nb"])}),
             _ => {
                 let id = self.id(&all);
                 if self.chance(0.7) {
@@ -503,9 +512,15 @@ impl Generator {
                 let state =
                     self.pick(&["completed", "failed", "wait", "active", "delayed", "prioritized", "paused"]);
                 json!({"op": "clean", "type": state, "grace": self.pick(&[0, 0, 50, 1000]),
-                    "limit": self.pick(&[0, 0, 1, 2])})
+                    "limit": self.pick(&[0, 0, 1, 2, 5])})
             }
-            37 => json!({"op": "obliterate", "force": self.chance(0.7)}),
+            37 => {
+                let mut step = json!({"op": "obliterate", "force": self.chance(0.7)});
+                if self.chance(0.3) {
+                    step["count"] = json!(self.rng.i64(1..4));
+                }
+                step
+            }
             0..4 => json!({"op": "pause"}),
             4..9 => json!({"op": "resume"}),
             9..11 => json!({"op": "rateLimit", "ms": self.pick(&[30_000, 60_000])}),
@@ -526,10 +541,39 @@ impl Generator {
                 }
                 step
             }
-            28..30 => json!({"op": "promoteJobs"}),
+            28..30 => {
+                let mut step = json!({"op": "promoteJobs"});
+                if self.chance(0.4) {
+                    step["count"] = json!(self.rng.i64(1..4));
+                }
+                step
+            }
             _ => json!({"op": "removeDedupKey", "id": self.pick(&DEDUP_IDS)}),
         };
         self.push(step);
+    }
+
+    /// What others do to a queue: locks stolen, keys lost.
+    fn mishap(&mut self) {
+        let (id, _) = self.active();
+        let all = self.guess().ids.clone();
+        let any = self.id(&all);
+        let queue = QUEUES[self.which];
+        let lost = match self.rng.u32(..12) {
+            0..4 => {
+                let lock = format!("conf:{queue}:{id}:lock");
+                self.steps.push(json!({"op": "rawcmd", "args": ["SET", lock, "stolen", "PX", "60000"]}));
+                return;
+            }
+            4 | 5 => id,
+            6 => any,
+            7 => format!("{any}:logs"),
+            8 => "marker".to_owned(),
+            9 => "stalled".to_owned(),
+            10 => "limiter".to_owned(),
+            _ => "pc".to_owned(),
+        };
+        self.push(json!({"op": "dropKey", "key": lost}));
     }
 
     fn look(&mut self) {
@@ -537,7 +581,21 @@ impl Generator {
         let step = match self.rng.u32(..6) {
             0..3 => json!({"op": "state", "id": self.id(&all)}),
             3 => json!({"op": "counts"}),
-            4 => json!({"op": "counts", "types": ["waiting", "failed", "prioritized", "paused", "active"]}),
+            4 => {
+                let types = [
+                    "waiting",
+                    "wait",
+                    "failed",
+                    "prioritized",
+                    "paused",
+                    "active",
+                    "completed",
+                    "delayed",
+                    "waiting-children",
+                ];
+                let some: Vec<&str> = types.into_iter().filter(|_| self.chance(0.5)).collect();
+                json!({"op": "counts", "types": some})
+            }
             _ => json!({"op": "dump"}),
         };
         self.push(step);

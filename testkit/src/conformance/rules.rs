@@ -139,11 +139,16 @@ fn first_difference(path: &str, expected: &Value, got: &Value) -> Option<Differe
                 }
             })
         }
-        (Value::Array(e), Value::Array(g)) if e.len() == g.len() => e
-            .iter()
-            .zip(g)
-            .enumerate()
-            .find_map(|(i, (e, g))| first_difference(&format!("{path}[{i}]"), e, g)),
+        (Value::Array(e), Value::Array(g)) => {
+            let absent = json!("(absent)");
+            (0..e.len().max(g.len())).find_map(|i| {
+                let at = format!("{path}[{i}]");
+                match (e.get(i), g.get(i)) {
+                    (Some(e), Some(g)) => first_difference(&at, e, g),
+                    (e, g) => Some(differ(&at, e.unwrap_or(&absent), g.unwrap_or(&absent))),
+                }
+            })
+        }
         _ if expected == got => None,
         _ => Some(differ(path, expected, got)),
     }

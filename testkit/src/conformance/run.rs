@@ -287,19 +287,18 @@ impl Runner<'_> {
 
     /// What 5.x's worker does before it hands a job out: one with a deferred failure
     /// is failed at once, and the next one taken. In 6.x that is the caller's part.
-    async fn fail_deferred(
-        &mut self,
-        queue: &str,
-        token: &str,
-        fetched: &Fetched,
-    ) -> Result<Option<Fetched>, StepError> {
-        let Some(job) = fetched.jobs.first().filter(|_| self.peer == Peer::V5) else { return Ok(None) };
-        let Some(reason) = job.deferred_failure.clone() else { return Ok(None) };
-        self.held.remove(&(queue.to_owned(), job.id.to_string()));
-        let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
-        let transition = self.failure(job, &failure)?;
-        self.finish(queue, job.id.clone(), token, transition, false).await?;
-        self.fetch(queue, token).await.map(Some)
+    async fn fetch_sound(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
+        loop {
+            let fetched = self.fetch(queue, token).await?;
+            let job = fetched.jobs.first().filter(|_| self.peer == Peer::V5);
+            let Some((job, reason)) = job.and_then(|j| Some((j, j.deferred_failure.clone()?))) else {
+                return Ok(fetched);
+            };
+            self.held.remove(&(queue.to_owned(), job.id.to_string()));
+            let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
+            let transition = self.failure(job, &failure)?;
+            self.finish(queue, job.id.clone(), token, transition, false).await?;
+        }
     }
 
     fn spec<'t>(&'t self, token: &'t LockToken) -> FetchSpec<'t> {
@@ -426,13 +425,7 @@ impl Runner<'_> {
                 let enqueued = handle.enqueue_bulk(jobs).await?;
                 Ok(enqueued.iter().map(|e| json!(mask(e.id().as_str()))).collect())
             }
-            "fetch" => {
-                let mut fetched = self.fetch(queue, token).await?;
-                while let Some(next) = self.fail_deferred(queue, token, &fetched).await? {
-                    fetched = next;
-                }
-                Ok(fetched_view(&fetched))
-            }
+            "fetch" => Ok(fetched_view(&self.fetch_sound(queue, token).await?)),
             "complete" | "fail" => {
                 let job = self.job(queue, step).await?;
                 self.held.remove(&(queue.to_owned(), job.id.to_string()));
@@ -447,7 +440,7 @@ impl Runner<'_> {
                 Ok(json!({ "next": next.and_then(|f| f.jobs.first().map(view)) }))
             }
             "process" => {
-                let fetched = self.fetch(queue, token).await?;
+                let fetched = self.fetch_sound(queue, token).await?;
                 let Some(job) = fetched.jobs.first() else { return Ok(fetched_view(&fetched)) };
                 self.held.remove(&(queue.to_owned(), job.id.to_string()));
                 let transition = if let Some(reason) = &job.deferred_failure {
@@ -675,15 +668,20 @@ impl Runner<'_> {
             "counts" => {
                 let (_, admin) = self.open(queue).await?;
                 let all = serde_json::to_value(admin.counts().await?)?;
-                let wanted = step.get("types").and_then(Value::as_array);
-                Ok(match wanted {
-                    Some(types) if !types.is_empty() => types
-                        .iter()
-                        .filter_map(Value::as_str)
-                        .map(|t| (t.to_owned(), all[t].clone()))
-                        .collect(),
-                    _ => all,
-                })
+                let mut wanted: Vec<&str> = step
+                    .get("types")
+                    .and_then(Value::as_array)
+                    .map(|types| types.iter().filter_map(Value::as_str).collect())
+                    .unwrap_or_default();
+                if wanted.is_empty() {
+                    return Ok(all);
+                }
+                // Node's `wait` is its `waiting`; in 5.x it counts what is paused along.
+                if self.peer == Peer::V5 && wanted.contains(&"waiting") {
+                    wanted.push("paused");
+                }
+                let count = |t: &str| all[if t == "wait" { "waiting" } else { t }].clone();
+                Ok(wanted.into_iter().map(|t| (t.to_owned(), count(t))).collect())
             }
             "rawcmd" => {
                 let args: Vec<String> = step
