@@ -1,31 +1,52 @@
 //! Group commit for one queue: while one call is under way, the jobs that arrive
 //! gather, and the next call takes them all. An idle queue adds no wait.
+//!
+//! Callers who ask for replicas have a batcher and a connection of their own:
+//! WAIT blocks the connection it is sent over, and nobody else shall wait.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use mpanel_connect::Redis;
+use mpanel_connect::{Redis, Shared, is_broken};
 use mpanel_protocol::{
     calls::add::{Added, JOBS_PER_CALL, NewJob, add_jobs},
     keys::QueueKeys,
     peer::Peer,
     script::ScriptError,
-    time::Clock,
+    time::TimestampMs,
 };
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::EnqueueError;
+use crate::{
+    durability::{Durability, Replication},
+    error::EnqueueError,
+    rules::Rules,
+};
 
 /// How many script calls travel together: 5,000 jobs in one round trip.
 const CHUNKS_IN_FLIGHT: usize = 25;
 
+/// How long any reply may take, beyond what was asked for with WAIT.
+pub(crate) const RESPONSE: Duration = Duration::from_secs(10);
+
 /// What `meta.version` says of a queue that we touched first.
 pub(crate) const META_VERSION: &str = concat!("mpanel-fleet:", env!("CARGO_PKG_VERSION"));
+
+/// What became of each job of one caller, and of their replication.
+pub(crate) type Reply = (Vec<Result<Added, EnqueueError>>, Option<Replication>);
 
 /// Jobs of one caller, and where their results go.
 pub(crate) struct Pending {
     pub(crate) jobs: Vec<NewJob>,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Added>, EnqueueError>>,
+    pub(crate) reply: oneshot::Sender<Result<Reply, EnqueueError>>,
+}
+
+/// What all callers of one batcher ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Lane {
+    pub(crate) durability: Durability,
+    pub(crate) max_waiting: Option<u64>,
 }
 
 /// What the server has from us already.
@@ -37,18 +58,32 @@ struct Known {
     script: bool,
 }
 
-/// The one who talks to Redis for a queue.
+/// The connection that a batch travels over.
+#[derive(Clone)]
+struct Link {
+    conn: MultiplexedConnection,
+    /// Absent for a connection of one's own.
+    shared: Option<Shared>,
+}
+
+/// The one who talks to Redis for the callers of a lane of a queue.
 pub(crate) struct Batcher {
     pub(crate) redis: Redis,
     pub(crate) keys: QueueKeys,
     pub(crate) peer: Peer,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) rules: Rules,
+    pub(crate) lane: Lane,
+    known: Known,
+    own: Option<MultiplexedConnection>,
 }
 
 impl Batcher {
+    pub(crate) fn new(redis: Redis, keys: QueueKeys, peer: Peer, rules: Rules, lane: Lane) -> Self {
+        Self { redis, keys, peer, rules, lane, known: Known::default(), own: None }
+    }
+
     /// Serves callers until the last handle is gone.
-    pub(crate) async fn run(self, mut inbox: mpsc::Receiver<Pending>) {
-        let mut known = Known::default();
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Pending>) {
         while let Some(first) = inbox.recv().await {
             let mut callers = vec![first];
             let mut jobs = callers[0].jobs.len();
@@ -58,74 +93,63 @@ impl Batcher {
                 jobs += next.jobs.len();
                 callers.push(next);
             }
-            self.serve(callers, &mut known).await;
+            self.serve(callers).await;
         }
     }
 
     /// One round trip for all callers; several script calls when they have many jobs.
-    async fn serve(&self, callers: Vec<Pending>, known: &mut Known) {
+    async fn serve(&mut self, callers: Vec<Pending>) {
         let mut replies = Vec::with_capacity(callers.len());
         let mut jobs = Vec::new();
         for caller in callers {
             replies.push((caller.jobs.len(), caller.reply));
             jobs.extend(caller.jobs);
         }
-        if jobs.is_empty() {
-            let outcome = match self.redis.shared_for(self.keys.meta()).await {
-                Ok(mut shared) => {
-                    self.introduce(&mut shared.conn).await.map_err(|e| EnqueueError::Refused(e.to_string()))
+        let (results, replication) = match self.store(&jobs).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                for (_, reply) in replies {
+                    let _ = reply.send(Err(error.clone()));
                 }
-                Err(error) => Err(error.into()),
-            };
-            known.introduced |= outcome.is_ok();
-            for (_, reply) in replies {
-                let _ = reply.send(outcome.clone().map(|()| Vec::new()));
+                return;
             }
-            return;
-        }
-        let mut results = self.store(&jobs, known).await.into_iter();
+        };
+        let mut results = results.into_iter();
         for (count, reply) in replies {
-            let own: Result<Vec<Added>, EnqueueError> = results.by_ref().take(count).collect();
+            let own = results.by_ref().take(count).collect();
             // The caller may have gone; its jobs are stored all the same.
-            let _ = reply.send(own);
+            let _ = reply.send(Ok((own, replication.clone())));
         }
     }
 
-    /// A result for each job, in order.
-    async fn store(&self, jobs: &[NewJob], known: &mut Known) -> Vec<Result<Added, EnqueueError>> {
-        let mut shared = match self.redis.shared_for(self.keys.meta()).await {
-            Ok(shared) => shared,
-            Err(error) => return vec![Err(error.into()); jobs.len()],
-        };
-        if !known.introduced {
-            if let Err(error) = self.introduce(&mut shared.conn).await {
-                self.redis.report(&shared, &error).await;
-                return vec![Err(EnqueueError::Refused(error.to_string())); jobs.len()];
+    /// A result for each job, in order; an error when none was tried.
+    pub(crate) async fn store(&mut self, jobs: &[NewJob]) -> Result<Reply, EnqueueError> {
+        let link = self.link().await?;
+        if !self.known.introduced {
+            if let Err(error) = introduce(&self.keys, &mut link.conn.clone()).await {
+                self.report(&link, &error).await;
+                return Err(EnqueueError::Refused(error.to_string()));
             }
-            known.introduced = true;
+            self.known.introduced = true;
         }
-        let now = self.clock.now();
+        let now = self.rules.clock.now();
         let chunks: Vec<&[NewJob]> = jobs.chunks(JOBS_PER_CALL).collect();
         let mut results = Vec::with_capacity(jobs.len());
         let mut rest = &chunks[..];
         while !rest.is_empty() {
             // The first call of all goes alone: it brings the script to the server,
             // and later ones rely on its being there to stay in order.
-            let window = if known.script { rest.len().min(CHUNKS_IN_FLIGHT) } else { 1 };
+            let window = if self.known.script { rest.len().min(CHUNKS_IN_FLIGHT) } else { 1 };
             let (send, later) = rest.split_at(window);
-            let calls = send.iter().map(|chunk| {
-                let mut conn = shared.conn.clone();
-                async move { add_jobs(&mut conn, &self.keys, self.peer, now, chunk).await }
-            });
-            for (chunk, outcome) in send.iter().zip(join_all(calls).await) {
+            for (chunk, outcome) in send.iter().zip(self.send(&link, now, send).await) {
                 match outcome {
                     Ok(added) => {
-                        known.script = true;
+                        self.known.script = true;
                         results.extend(added.into_iter().map(Ok));
                     }
                     Err(error) => {
-                        if let ScriptError::Redis { source, .. } = &error {
-                            self.redis.report(&shared, source).await;
+                        if let Some(source) = error.redis() {
+                            self.report(&link, source).await;
                         }
                         results.extend(vec![Err(EnqueueError::from_script(&error)); chunk.len()]);
                     }
@@ -133,17 +157,61 @@ impl Batcher {
             }
             rest = later;
         }
-        results
+        let replication = match self.lane.durability {
+            Durability::Replicated { replicas, within } if results.iter().any(Result::is_ok) => {
+                let replication = Replication::wait(&mut link.conn.clone(), replicas, within).await;
+                if replication.trouble.is_some() {
+                    self.own = None;
+                }
+                Some(replication)
+            }
+            _ => None,
+        };
+        Ok((results, replication))
     }
 
-    /// Leaves what BullMQ's Queue leaves in `meta`, without taking anything over.
-    async fn introduce(&self, conn: &mut redis::aio::MultiplexedConnection) -> redis::RedisResult<()> {
-        redis::pipe()
-            .hset_nx(self.keys.meta(), "opts.maxLenEvents", 10_000)
-            .ignore()
-            .hset_nx(self.keys.meta(), "version", META_VERSION)
-            .ignore()
-            .query_async(conn)
-            .await
+    async fn send(
+        &self,
+        link: &Link,
+        now: TimestampMs,
+        chunks: &[&[NewJob]],
+    ) -> Vec<Result<Vec<Added>, ScriptError>> {
+        let calls = chunks.iter().map(|chunk| {
+            let mut conn = link.conn.clone();
+            async move { add_jobs(&mut conn, &self.keys, self.peer, now, chunk, self.lane.max_waiting).await }
+        });
+        join_all(calls).await
     }
+
+    async fn link(&mut self) -> Result<Link, EnqueueError> {
+        let Durability::Replicated { within, .. } = self.lane.durability else {
+            let shared = self.redis.shared_for(self.keys.meta()).await?;
+            return Ok(Link { conn: shared.conn.clone(), shared: Some(shared) });
+        };
+        let conn = match self.own.take() {
+            Some(conn) => conn,
+            None => self.redis.dedicated(self.keys.meta(), None, within.saturating_add(RESPONSE)).await?,
+        };
+        self.own = Some(conn.clone());
+        Ok(Link { conn, shared: None })
+    }
+
+    async fn report(&mut self, link: &Link, error: &RedisError) {
+        match &link.shared {
+            Some(shared) => self.redis.report(shared, error).await,
+            None if is_broken(error) => self.own = None,
+            None => {}
+        }
+    }
+}
+
+/// Leaves what BullMQ's Queue leaves in `meta`, without taking anything over.
+async fn introduce(keys: &QueueKeys, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+    redis::pipe()
+        .hset_nx(keys.meta(), "opts.maxLenEvents", 10_000)
+        .ignore()
+        .hset_nx(keys.meta(), "version", META_VERSION)
+        .ignore()
+        .query_async(conn)
+        .await
 }

@@ -1,14 +1,30 @@
 //! Why a job was not enqueued, and what to do.
 
-use mpanel_connect::ConnectError;
-use mpanel_protocol::{ids::NameError, outcome::Refusal, script::ScriptError};
+use std::time::Duration;
 
-/// A job was not enqueued, or perhaps was.
+use mpanel_connect::ConnectError;
+use mpanel_protocol::{
+    ids::NameError, outcome::Refusal, script::ScriptError, seal::SealError, unique::UniqueError,
+};
+
+use crate::enqueued::Enqueued;
+
+/// A job was not enqueued, or perhaps was, or not as safely as was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EnqueueError {
     /// A queue name or job id breaks the rules.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A name or id is longer than any that is meant.
+    #[error("the {what} has {bytes} bytes, the limit is {limit}: put long values into the payload")]
+    NameTooLong {
+        /// Which name.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
     /// An option has a value that BullMQ refuses.
     #[error("option `{option}` is not valid: {why}")]
     Option {
@@ -30,6 +46,39 @@ pub enum EnqueueError {
         /// What is allowed.
         limit: usize,
     },
+    /// No uniqueness can be had for the payload.
+    #[error(transparent)]
+    Unique(#[from] UniqueError),
+    /// A field cannot be sealed.
+    #[error("nothing was stored: {0}")]
+    Seal(#[from] SealError),
+    /// A job of a flow would wait for itself.
+    #[error("the flow is circular: job `{id}` in queue `{queue}` would wait for itself; nothing was stored")]
+    Circular {
+        /// The queue.
+        queue: String,
+        /// The job.
+        id: String,
+    },
+    /// Jobs that must be stored in one step live in different slots of a Cluster.
+    #[error(
+        "`{first}` and `{second}` are in different slots of the Redis Cluster, and a flow is stored in one step: \
+         use one prefix with a hash tag, such as {{bull}}; nothing was stored"
+    )]
+    AcrossSlots {
+        /// One queue, with prefix.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The queue holds as many waiting jobs as this producer allows.
+    #[error("queue `{queue}` is full: {limit} jobs or more are waiting; nothing was stored, try again later")]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// What this producer allows.
+        limit: u64,
+    },
     /// Redis was not to be reached; nothing was stored.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -39,6 +88,25 @@ pub enum EnqueueError {
     /// The script refused the job; nothing was stored.
     #[error("the job was refused, nothing was stored: {0}")]
     Rejected(Refusal),
+    /// The jobs ARE stored on the primary, but fewer replicas than asked for have
+    /// them: they are lost if the primary is lost now. Enqueueing them again under
+    /// ids of your own stores nothing twice and asks the replicas again.
+    #[error(
+        "the job is stored on the primary, but {got} of {wanted} replicas had it after {} ms{}",
+        within.as_millis(), trouble.as_ref().map(|t| format!(" ({t})")).unwrap_or_default()
+    )]
+    NotReplicated {
+        /// What was stored.
+        jobs: Vec<Enqueued>,
+        /// How many replicas were asked for.
+        wanted: u32,
+        /// How many have it.
+        got: u32,
+        /// How long was waited.
+        within: Duration,
+        /// Why the replicas could not be counted, if that was it.
+        trouble: Option<String>,
+    },
     /// The connection broke while the call was under way.
     #[error("it is not known whether the job was stored ({0}); with a job id of your own, enqueue it again")]
     Unknown(String),
@@ -53,14 +121,24 @@ impl EnqueueError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Connect(e) => e.is_retryable(),
-            Self::Refused(_) | Self::Unknown(_) => true,
+            Self::Refused(_) | Self::Unknown(_) | Self::QueueFull { .. } => true,
             Self::Name(_)
+            | Self::NameTooLong { .. }
             | Self::Option { .. }
             | Self::Payload(_)
             | Self::TooLarge { .. }
+            | Self::Unique(_)
+            | Self::Seal(_)
+            | Self::Circular { .. }
+            | Self::AcrossSlots { .. }
             | Self::Rejected(_)
+            | Self::NotReplicated { .. }
             | Self::Closed => false,
         }
+    }
+
+    pub(crate) fn option(option: &'static str, why: impl Into<String>) -> Self {
+        Self::Option { option, why: why.into() }
     }
 
     pub(crate) fn from_script(error: &ScriptError) -> Self {

@@ -1,56 +1,46 @@
 //! Flows: a parent that runs when its children are done, children in any queues
-//! under the same prefix.
+//! of the same Redis (in a Cluster: of the same slot).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
+use mpanel_connect::Redis;
 use mpanel_protocol::{
-    calls::flow::{FlowPart, add_flow},
-    ids::{JobId, QueueName},
+    calls::{
+        add::Added,
+        flow::{FlowPart, add_flow},
+    },
+    ids::{JobId, Prefix, QueueName},
     keys::QueueKeys,
     outcome::Refusal,
     peer::Peer,
+    script::ScriptError,
 };
+use redis::aio::MultiplexedConnection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
+    batch::RESPONSE,
+    durability::{Durability, Replication},
+    enqueued::Enqueued,
     error::EnqueueError,
-    options::EnqueueOptions,
-    producer::{Enqueued, Producer, new_job},
+    options::{ChildFailure, EnqueueOptions},
+    producer::{Backend, Producer},
+    rules::{Rules, random_id},
 };
+
+/// Deepest flow.
+const DEPTH_MAX: usize = 1000;
 
 /// A job of a flow, with the jobs it waits for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FlowJob {
     name: String,
     queue: String,
+    prefix: Option<Prefix>,
     data: Value,
     options: EnqueueOptions,
     children: Vec<FlowJob>,
-}
-
-/// What a parent does when a child fails for good. Without one it waits for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChildFailure {
-    /// The parent fails too.
-    FailParent,
-    /// The parent runs at once, other children or not.
-    ContinueParent,
-    /// The parent runs when the others are done; the failure is in its results.
-    Ignore,
-    /// The parent runs when the others are done.
-    Forget,
-}
-
-impl ChildFailure {
-    fn option(self) -> &'static str {
-        match self {
-            Self::FailParent => "fpof",
-            Self::ContinueParent => "cpof",
-            Self::Ignore => "idof",
-            Self::Forget => "rdof",
-        }
-    }
 }
 
 impl FlowJob {
@@ -59,6 +49,7 @@ impl FlowJob {
         Self {
             name: name.into(),
             queue: queue.into(),
+            prefix: None,
             data: json!({}),
             options: EnqueueOptions::new(),
             children: Vec::new(),
@@ -81,10 +72,17 @@ impl FlowJob {
         self
     }
 
+    /// In a queue under another prefix than the producer's.
+    #[must_use]
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = Some(prefix);
+        self
+    }
+
     /// What becomes of the parent when this child fails for good.
     #[must_use]
     pub fn on_failure(mut self, policy: ChildFailure) -> Self {
-        self.options.inner.other.insert(policy.option().to_owned(), json!(true));
+        self.options = self.options.on_failure(policy);
         self
     }
 
@@ -92,6 +90,34 @@ impl FlowJob {
     #[must_use]
     pub fn child(mut self, child: FlowJob) -> Self {
         self.children.push(child);
+        self
+    }
+
+    /// Waits for these jobs too.
+    #[must_use]
+    pub fn children(mut self, children: impl IntoIterator<Item = FlowJob>) -> Self {
+        self.children.extend(children);
+        self
+    }
+}
+
+/// What holds for the jobs of flows by their queues: Node's `queuesOptions`.
+#[derive(Debug, Clone, Default)]
+pub struct FlowOptions {
+    defaults: HashMap<String, EnqueueOptions>,
+}
+
+impl FlowOptions {
+    /// Nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Jobs for `queue` take what they leave open from these options.
+    #[must_use]
+    pub fn queue_defaults(mut self, queue: impl Into<String>, options: EnqueueOptions) -> Self {
+        self.defaults.insert(queue.into(), options);
         self
     }
 }
@@ -114,81 +140,236 @@ pub struct FlowNode {
 struct Planned {
     queue: QueueName,
     id: JobId,
+    /// Full key.
+    key: String,
+    /// The parent's key, and where it is in the plan if it is part of the flow.
+    above: Option<(String, Option<usize>)>,
+    depth: usize,
     /// Where its children are in the plan.
     children: Vec<usize>,
+}
+
+/// Several flows, ready to be stored; the first so many nodes are their roots.
+#[derive(Default)]
+struct Plan {
+    nodes: Vec<Planned>,
+    parts: Vec<FlowPart>,
 }
 
 impl Producer {
     /// Stores a whole flow in one atomic step: parents first, then their children.
     /// Jobs without an id of their own get a UUID.
     ///
+    /// ```no_run
+    /// # async fn run(producer: mpanel_producer::Producer) -> Result<(), mpanel_producer::EnqueueError> {
+    /// use mpanel_producer::{ChildFailure, FlowJob};
+    ///
+    /// let flow = FlowJob::new("publish", "sites")
+    ///     .child(FlowJob::new("build", "builds").on_failure(ChildFailure::FailParent))
+    ///     .child(FlowJob::new("thumbnails", "images").on_failure(ChildFailure::Ignore));
+    /// let stored = producer.enqueue_flow(flow).await?;
+    /// println!("{} waits for {} jobs", stored.id, stored.children.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`EnqueueError`]; all jobs are checked before the first is stored.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime, with [`crate::testing::recording`].
     ///
     /// # Cancel safety
     /// A dropped call may have stored the flow.
     pub async fn enqueue_flow(&self, flow: FlowJob) -> Result<FlowNode, EnqueueError> {
-        let (plan, parts) = self.plan(flow)?;
-        let mut shared = self.redis().shared_for(parts[0].keys.meta()).await?;
-        let outcome = add_flow(&mut shared.conn, self.peer(), self.clock().now(), &parts).await;
-        let added = match outcome {
-            Ok(added) => added,
-            Err(error) => {
-                if let Some(source) = error.redis() {
-                    self.redis().report(&shared, source).await;
-                }
-                return Err(EnqueueError::from_script(&error));
+        self.enqueue_flow_with(flow, &FlowOptions::new()).await
+    }
+
+    /// The same with default options by queue.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue_flow`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may have stored the flow.
+    pub async fn enqueue_flow_with(
+        &self,
+        flow: FlowJob,
+        options: &FlowOptions,
+    ) -> Result<FlowNode, EnqueueError> {
+        let mut flows = self.enqueue_flows([flow], options).await?;
+        flows.pop().unwrap_or_else(|| Err(EnqueueError::Unknown("no answer for the flow".to_owned())))
+    }
+
+    /// Stores several flows in one atomic step. One whose root is refused, because
+    /// the parent it names is missing, leaves the others alone.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue_flow`], for all flows; and for each flow by itself.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have stored the flows.
+    pub async fn enqueue_flows(
+        &self,
+        flows: impl IntoIterator<Item = FlowJob>,
+        options: &FlowOptions,
+    ) -> Result<Vec<Result<FlowNode, EnqueueError>>, EnqueueError> {
+        self.lane.durability.check()?;
+        let flows: Vec<FlowJob> = flows.into_iter().collect();
+        let roots = flows.len();
+        if roots == 0 {
+            return Ok(Vec::new());
+        }
+        let plan = self.plan(flows, options)?;
+        let (added, replication) = match &self.backend {
+            Backend::Redis(redis) => self.store_flows(redis, &plan.parts).await?,
+            Backend::Recorder(recorder) => {
+                let jobs = plan.parts.iter().map(|part| (part.keys.queue(), &part.job));
+                (recorder.take(jobs, None), None)
             }
         };
         let outcomes: Vec<_> = added.into_iter().map(Enqueued::from_added).collect();
-        if let Some(Err(refusal)) = outcomes.first() {
-            return Err(EnqueueError::Rejected(*refusal));
+        let trees = (0..roots).map(|root| match outcomes.get(root) {
+            Some(Err(refusal)) => Err(EnqueueError::Rejected(*refusal)),
+            _ => Ok(plan.tree(&outcomes, root)),
+        });
+        let trees = trees.collect();
+        if let Some(replication) = replication {
+            replication.judge(outcomes.iter().flatten().cloned().collect())?;
         }
-        Ok(node(&plan, &outcomes, 0))
+        Ok(trees)
+    }
+
+    async fn store_flows(
+        &self,
+        redis: &Redis,
+        parts: &[FlowPart],
+    ) -> Result<(Vec<Added>, Option<Replication>), EnqueueError> {
+        let key = parts[0].keys.meta();
+        let lost = |error: &ScriptError| EnqueueError::from_script(error);
+        let now = self.rules.clock.now();
+        if let Durability::Replicated { replicas, within } = self.lane.durability {
+            let mut conn = redis.dedicated(key, None, within.saturating_add(RESPONSE)).await?;
+            self.look_for_room(&mut conn, parts).await?;
+            let added = add_flow(&mut conn, self.peer, now, parts).await.map_err(|e| lost(&e))?;
+            return Ok((added, Some(Replication::wait(&mut conn, replicas, within).await)));
+        }
+        let mut shared = redis.shared_for(key).await?;
+        self.look_for_room(&mut shared.conn, parts).await?;
+        match add_flow(&mut shared.conn, self.peer, now, parts).await {
+            Ok(added) => Ok((added, None)),
+            Err(error) => {
+                if let Some(source) = error.redis() {
+                    redis.report(&shared, source).await;
+                }
+                Err(lost(&error))
+            }
+        }
+    }
+
+    /// Refuses a flow when one of its queues has reached the producer's limit.
+    async fn look_for_room(
+        &self,
+        conn: &mut MultiplexedConnection,
+        parts: &[FlowPart],
+    ) -> Result<(), EnqueueError> {
+        let Some(limit) = self.lane.max_waiting else { return Ok(()) };
+        let mut queues: Vec<&QueueKeys> = Vec::new();
+        for part in parts.iter().filter(|part| !part.job.waits_for_children) {
+            if !queues.contains(&&part.keys) {
+                queues.push(&part.keys);
+            }
+        }
+        let mut pipe = redis::pipe();
+        for keys in &queues {
+            pipe.llen(keys.wait()).llen(keys.paused()).zcard(keys.prioritized()).zcard(keys.delayed());
+        }
+        let counts: Vec<u64> =
+            pipe.query_async(conn).await.map_err(|e| EnqueueError::Refused(e.to_string()))?;
+        for (keys, counts) in queues.iter().zip(counts.chunks(4)) {
+            let new = parts.iter().filter(|p| !p.job.waits_for_children && p.keys == **keys).count();
+            if counts.iter().sum::<u64>() + new as u64 > limit {
+                return Err(EnqueueError::QueueFull { queue: keys.queue().to_string(), limit });
+            }
+        }
+        Ok(())
     }
 
     /// The jobs in the order in which they are stored: level by level.
-    fn plan(&self, flow: FlowJob) -> Result<(Vec<Planned>, Vec<FlowPart>), EnqueueError> {
-        let mut plan: Vec<Planned> = Vec::new();
-        let mut parts = Vec::new();
-        let mut open = VecDeque::from([(flow, None::<(usize, String)>)]);
-        while let Some((flow, parent)) = open.pop_front() {
-            let FlowJob { name, queue, data, options, children } = flow;
-            let queue = QueueName::new(queue)?;
-            let keys = QueueKeys::new(self.prefix(), &queue);
-            let mut options = options.inner;
-            if self.peer() == Peer::V6 && options.deduplication.is_some() && !children.is_empty() {
-                let why = "it cannot be used on a job that waits for children".to_owned();
-                return Err(EnqueueError::Option { option: "deduplication", why });
+    fn plan(&self, flows: Vec<FlowJob>, options: &FlowOptions) -> Result<Plan, EnqueueError> {
+        let mut plan = Plan::default();
+        let mut open: VecDeque<(FlowJob, Option<usize>)> = flows.into_iter().map(|f| (f, None)).collect();
+        while let Some((flow, above)) = open.pop_front() {
+            let FlowJob { name, queue, prefix, data, options: mut own, children } = flow;
+            if let Some(defaults) = options.defaults.get(&queue) {
+                own = own.with_defaults(defaults);
             }
-            let here = plan.len();
-            if let Some((above, queue_key)) = parent {
-                let id = &plan[above].id;
-                options.other.insert("parent".to_owned(), json!({ "id": id, "queue": queue_key }));
-                plan[above].children.push(here);
+            let queue = Rules::queue(&queue)?;
+            let rules = match prefix {
+                Some(prefix) => Rules { prefix, ..self.rules.clone() },
+                None => self.rules.clone(),
+            };
+            if self.peer == Peer::V6 && own.inner.deduplication.is_some() && !children.is_empty() {
+                let why = "it cannot be used on a job that waits for children";
+                return Err(EnqueueError::option("deduplication", why));
             }
-            let mut job = new_job(&name, &data, options, self.clock(), self.size_limit())?;
+            let here = plan.nodes.len();
+            if let Some(above) = above {
+                let part = &plan.parts[above];
+                let parent = json!({ "id": plan.nodes[above].id, "queue": part.keys.qualified_name() });
+                own.parent = None;
+                own.inner.other.insert("parent".to_owned(), parent);
+                plan.nodes[above].children.push(here);
+            }
+            let mut job = rules.job(&queue, &name, &data, own, Some(random_id()))?;
             job.waits_for_children = !children.is_empty();
-            let id = job.id.get_or_insert_with(|| JobId::stored(uuid::Uuid::new_v4().to_string())).clone();
-            let queue_key = keys.qualified_name().to_owned();
-            parts.push(FlowPart { keys, job });
-            plan.push(Planned { queue, id, children: Vec::new() });
-            open.extend(children.into_iter().map(|child| (child, Some((here, queue_key.clone())))));
+            let keys = QueueKeys::new(&rules.prefix, &queue);
+            let id = job.id.clone().unwrap_or_else(random_id);
+            let depth = above.map_or(1, |above| plan.nodes[above].depth + 1);
+            if depth > DEPTH_MAX {
+                return Err(EnqueueError::option("children", format!("the flow is deeper than {DEPTH_MAX}")));
+            }
+            plan.nodes.push(Planned {
+                key: keys.job(&id),
+                queue,
+                id,
+                above: job.parent.as_ref().map(|parent| (parent.key.clone(), above)),
+                depth,
+                children: Vec::new(),
+            });
+            plan.refuse_circle(here)?;
+            plan.parts.push(FlowPart { keys, job });
+            open.extend(children.into_iter().map(|child| (child, Some(here))));
         }
-        Ok((plan, parts))
+        Ok(plan)
     }
 }
 
-/// The tree below one node, with what became of each.
-fn node(plan: &[Planned], outcomes: &[Result<Enqueued, Refusal>], at: usize) -> FlowNode {
-    let Planned { queue, id, children } = &plan[at];
-    let outcome = outcomes.get(at).cloned().unwrap_or(Err(Refusal::MissingJob));
-    // Another job may stand for the root.
-    let id = outcome.as_ref().ok().filter(|_| at == 0).map_or(id, Enqueued::id);
-    FlowNode {
-        queue: queue.clone(),
-        id: id.clone(),
-        outcome,
-        children: children.iter().map(|child| node(plan, outcomes, *child)).collect(),
+impl Plan {
+    /// A job must not be among those that wait for it.
+    fn refuse_circle(&self, at: usize) -> Result<(), EnqueueError> {
+        let Planned { key, queue, id, .. } = &self.nodes[at];
+        let mut above = self.nodes[at].above.as_ref();
+        while let Some((parent, place)) = above {
+            if parent == key {
+                return Err(EnqueueError::Circular { queue: queue.to_string(), id: id.to_string() });
+            }
+            above = place.and_then(|place| self.nodes[place].above.as_ref());
+        }
+        Ok(())
+    }
+
+    /// The tree below one node, with what became of each.
+    fn tree(&self, outcomes: &[Result<Enqueued, Refusal>], at: usize) -> FlowNode {
+        let Planned { queue, id, depth, children, .. } = &self.nodes[at];
+        let outcome = outcomes.get(at).cloned().unwrap_or(Err(Refusal::MissingJob));
+        // Another job may stand for the root.
+        let id = outcome.as_ref().ok().filter(|_| *depth == 1).map_or(id, Enqueued::id);
+        FlowNode {
+            queue: queue.clone(),
+            id: id.clone(),
+            outcome,
+            children: children.iter().map(|child| self.tree(outcomes, *child)).collect(),
+        }
     }
 }

@@ -28,20 +28,32 @@
 #![warn(missing_docs)]
 
 mod batch;
+mod durability;
+mod enqueued;
 mod error;
 mod flow;
+mod kinds;
 mod options;
 mod producer;
-mod typed;
+mod queue;
+mod rules;
+pub mod testing;
 
+pub use durability::Durability;
+pub use enqueued::{Enqueued, Outcome};
 pub use error::EnqueueError;
-pub use flow::{ChildFailure, FlowJob, FlowNode};
+pub use flow::{FlowJob, FlowNode, FlowOptions};
 pub use mpanel_protocol::{
     backoff::Backoff,
     ids::{JobId, Prefix, QueueName},
-    options::{JobOptions, KeepJobs, KeepPolicy},
+    job_kind::JobKind,
+    options::{Deduplication, JobOptions, KeepJobs, KeepPolicy},
+    outcome::Refusal,
     payload::{self, MpanelJob},
     peer::Peer,
+    seal::{Keyring, SealError},
 };
-pub use options::{EnqueueOptions, validate};
-pub use producer::{BulkJob, Enqueued, Producer, ProducerBuilder, QueueProducer};
+pub use options::{ChildFailure, EnqueueOptions};
+pub use producer::{Producer, ProducerBuilder};
+pub use queue::{BulkJob, QueueProducer};
+pub use rules::validate;

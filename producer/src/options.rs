@@ -1,21 +1,64 @@
-//! Options of a job as a caller gives them, and the rules BullMQ's own producer
-//! checks (`bullmq-protocol.md` 2.2).
+//! Options of a job as a caller gives them. What they mean for the stored job is
+//! worked out in [`crate::rules`].
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mpanel_protocol::{
     backoff::Backoff,
-    ids::JobId,
-    options::{Deduplication, JobOptions, KeepJobs, KeepPolicy, PRIORITY_MAX},
-    time::millis,
+    ids::{JobId, Prefix, QueueName},
+    options::{Deduplication, JobOptions, KeepJobs, KeepPolicy},
+    time::{TimestampMs, millis},
+    unique::Period,
 };
-
-use crate::error::EnqueueError;
+use serde_json::json;
 
 /// Options of one job. Defaults are Node's: one attempt, everything is kept.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EnqueueOptions {
     pub(crate) inner: JobOptions,
+    pub(crate) run_at: Option<TimestampMs>,
+    pub(crate) unique: Option<Unique>,
+    pub(crate) sealed: Vec<String>,
+    pub(crate) parent: Option<Parent>,
+}
+
+/// What a job is unique by, and for how long.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Unique {
+    pub(crate) fields: Vec<String>,
+    pub(crate) period: Period,
+}
+
+/// A parent that exists already.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Parent {
+    pub(crate) prefix: Option<Prefix>,
+    pub(crate) queue: QueueName,
+    pub(crate) id: JobId,
+}
+
+/// What a parent does when a child fails for good. Without one it waits for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildFailure {
+    /// The parent fails too.
+    FailParent,
+    /// The parent runs at once, other children or not.
+    ContinueParent,
+    /// The parent runs when the others are done; the failure is in its results.
+    Ignore,
+    /// The parent runs when the others are done.
+    Forget,
+}
+
+impl ChildFailure {
+    fn option(self) -> &'static str {
+        match self {
+            Self::FailParent => "fpof",
+            Self::ContinueParent => "cpof",
+            Self::Ignore => "idof",
+            Self::Forget => "rdof",
+        }
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "options travel as JSON numbers")]
@@ -44,6 +87,20 @@ impl EnqueueOptions {
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
         self.inner.delay = Some(millis(delay) as f64);
+        self.run_at = None;
+        self
+    }
+
+    /// Run no earlier than at this time, to the millisecond; at once when it has
+    /// passed.
+    #[must_use]
+    pub fn run_at(mut self, at: SystemTime) -> Self {
+        let at = match at.duration_since(UNIX_EPOCH) {
+            Ok(after) => millis(after),
+            Err(before) => millis(before.duration()).saturating_neg(),
+        };
+        self.run_at = Some(TimestampMs(at));
+        self.inner.delay = None;
         self
     }
 
@@ -124,72 +181,103 @@ impl EnqueueOptions {
         self.inner.deduplication = Some(deduplication);
         self
     }
+
+    /// At most one job whose name and these payload fields are equal: names of
+    /// fields at the top, or JSON pointers. Until the job is done, unless
+    /// [`EnqueueOptions::within`], [`EnqueueOptions::until_quiet`] or
+    /// [`EnqueueOptions::within_window`] says otherwise.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mpanel_producer::EnqueueOptions;
+    ///
+    /// let once_an_hour =
+    ///     EnqueueOptions::new().unique_by(&["tenantId", "vmid"]).within(Duration::from_secs(3600));
+    /// ```
+    #[must_use]
+    pub fn unique_by<S: AsRef<str>>(mut self, fields: &[S]) -> Self {
+        self.unique.get_or_insert_default().fields = fields.iter().map(|f| f.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// The uniqueness lasts so long, done or not, counted from the job that was stored.
+    #[must_use]
+    pub fn within(self, period: Duration) -> Self {
+        self.for_period(Period::Within(period))
+    }
+
+    /// The uniqueness lasts until so long passes without another such job: each
+    /// one that is refused starts the time anew.
+    #[must_use]
+    pub fn until_quiet(self, period: Duration) -> Self {
+        self.for_period(Period::UntilQuiet(period))
+    }
+
+    /// At most one job a window; windows are counted from the epoch, so that a
+    /// window of 24 hours is a calendar day in UTC.
+    #[must_use]
+    pub fn within_window(self, window: Duration) -> Self {
+        self.for_period(Period::Window(window))
+    }
+
+    fn for_period(mut self, period: Period) -> Self {
+        self.unique.get_or_insert_default().period = period;
+        self
+    }
+
+    /// Encrypts these payload fields (names at the top, or JSON pointers) with the
+    /// producer's keyring; see [`crate::ProducerBuilder::keyring`]. A job without an
+    /// id of its own gets a UUID.
+    #[must_use]
+    pub fn seal<S: AsRef<str>>(mut self, fields: &[S]) -> Self {
+        self.sealed.extend(fields.iter().map(|f| f.as_ref().to_owned()));
+        self
+    }
+
+    /// Makes the job a child of one that exists and waits for children, or still
+    /// will: the parent runs after it. With the producer's prefix.
+    #[must_use]
+    pub fn parent(mut self, queue: QueueName, id: JobId) -> Self {
+        self.parent = Some(Parent { prefix: None, queue, id });
+        self
+    }
+
+    /// The same with a parent under another prefix.
+    #[must_use]
+    pub fn parent_under(mut self, prefix: Prefix, queue: QueueName, id: JobId) -> Self {
+        self.parent = Some(Parent { prefix: Some(prefix), queue, id });
+        self
+    }
+
+    /// What becomes of the parent when this job fails for good.
+    #[must_use]
+    pub fn on_failure(mut self, policy: ChildFailure) -> Self {
+        self.inner.other.insert(policy.option().to_owned(), json!(true));
+        self
+    }
+
+    /// These options, and what they leave open from `defaults`, as Node's
+    /// `defaultJobOptions` does it.
+    #[must_use]
+    pub fn with_defaults(self, defaults: &Self) -> Self {
+        let timed = self.run_at.is_some() || self.inner.delay.is_some();
+        let mut inner = self.inner.with_defaults(&defaults.inner);
+        if self.run_at.is_some() {
+            inner.delay = None;
+        }
+        Self {
+            inner,
+            run_at: self.run_at.or(defaults.run_at.filter(|_| !timed)),
+            unique: self.unique.or_else(|| defaults.unique.clone()),
+            sealed: if self.sealed.is_empty() { defaults.sealed.clone() } else { self.sealed },
+            parent: self.parent.or_else(|| defaults.parent.clone()),
+        }
+    }
 }
 
 impl From<JobOptions> for EnqueueOptions {
-    /// Takes options as they are; [`validate`] still checks them at enqueue.
+    /// Takes options as they are; they are still checked at enqueue.
     fn from(inner: JobOptions) -> Self {
-        Self { inner }
-    }
-}
-
-/// Checks options as BullMQ's producer does; gives back the id of the job's own.
-///
-/// # Errors
-/// [`EnqueueError::Name`] or [`EnqueueError::Option`].
-pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
-    let wrong = |option, why: &str| Err(EnqueueError::Option { option, why: why.to_owned() });
-    if let Some(priority) = options.priority {
-        if priority.fract() != 0.0 {
-            return wrong("priority", "it must be a whole number");
-        }
-        if !(0.0..=f64::from(PRIORITY_MAX)).contains(&priority) {
-            return wrong("priority", &format!("it must be between 0 and {PRIORITY_MAX}"));
-        }
-    }
-    if let Some(jitter) = options.backoff.as_ref().and_then(|b| b.jitter)
-        && !(0.0..=1.0).contains(&jitter)
-    {
-        return wrong("backoff.jitter", "it must be between 0 and 1");
-    }
-    if let Some(dedup) = &options.deduplication {
-        if dedup.id.is_empty() {
-            return wrong("deduplication.id", "it must not be empty");
-        }
-        if options.other.contains_key("parent") {
-            return wrong("deduplication", "it cannot be used together with a parent");
-        }
-    }
-    let policies = ["fpof", "cpof", "idof", "rdof"];
-    if policies.iter().filter(|p| options.other.get(**p).is_some_and(|v| v == true)).count() > 1 {
-        return wrong(
-            "failParentOnFailure, continueParentOnFailure, ignoreDependencyOnFailure, removeDependencyOnFailure",
-            "only one of them can be set",
-        );
-    }
-    Ok(options.job_id.clone().map(JobId::custom).transpose()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bullmqs_rules_hold() {
-        let ok = |o: EnqueueOptions| validate(&o.inner);
-        assert!(ok(EnqueueOptions::new().priority(PRIORITY_MAX)).is_ok());
-        assert!(ok(EnqueueOptions::new().priority(PRIORITY_MAX + 1)).is_err());
-        assert!(ok(EnqueueOptions::new().job_id("123")).is_err());
-        assert_eq!(ok(EnqueueOptions::new().job_id("order-1")).unwrap().unwrap().as_str(), "order-1");
-        assert!(ok(EnqueueOptions::new().backoff(Backoff::fixed(1).with_jitter(1.5))).is_err());
-        assert!(ok(EnqueueOptions::new().deduplication(Deduplication::default())).is_err());
-        let float = JobOptions { priority: Some(1.5), ..JobOptions::default() };
-        assert!(matches!(validate(&float), Err(EnqueueError::Option { option: "priority", .. })));
-    }
-
-    #[test]
-    fn two_failure_policies_are_refused() {
-        let both = JobOptions::from_json(r#"{"fpof":true,"idof":true}"#).unwrap();
-        assert!(validate(&both).is_err());
+        Self { inner, ..Self::default() }
     }
 }

@@ -1,19 +1,26 @@
 --[[
   addJobs: store many jobs and put each in line, one round trip.
   KEYS[1]   meta key of the queue
-  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", jobs]; each job is
+  ARGV[1]   MessagePack [now ms, peer "v5"|"v6", jobs, most waiting jobs|false]; each job is
             [ id|false, name, data JSON, opts JSON, timestamp ms, delay ms, priority, lifo,
               parent|false: [parent job key, parent JSON, settled later], waits for children,
               dedup|false: [id, ttl ms|false, extend, replace, keep last, reschedule], scheduler key|false ]
   Returns   MessagePack array, one entry a job in order: [id, how] with how 0 stored,
             1 duplicate id, 2 deduplicated; or [false, negative code]
-  Errors    -5 the parent is missing, -7 the id belongs to a job with another living parent
+  Errors    -5 the parent is missing, -7 the id belongs to a job with another living parent,
+            -20 waiting and delayed jobs have reached the limit
   Events    added, then waiting | delayed | waiting-children; duplicated; deduplicated, debounced (v5)
   Cost      O(jobs); callers send at most 200 a call
   Cluster   all keys share the hash tag of the queue
 ]]
-local now, peer, jobs = unpack(cmsgpack.unpack(ARGV[1]))
+local now, peer, jobs, most = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
+-- How many more jobs the caller's limit admits.
+local room = math.huge
+if most then
+  room = most - call("LLEN", P .. "wait") - call("LLEN", P .. "paused") - call("ZCARD", P .. "prioritized")
+    - call("ZCARD", P .. "delayed")
+end
 local results = {}
 
 -- Neighbours that go to the same end of the same list travel in one command.
@@ -27,7 +34,7 @@ local function flush()
 end
 
 local counter = call("INCRBY", P .. "id", #jobs) - #jobs
-local refusedCount = 0 -- jobs without a parent take no id
+local refusedCount = 0 -- refused jobs take no id
 local anyWaiting, anyDelayed = false, false
 
 -- The id is taken. A child that is added again is tied to its parent; else the
@@ -67,6 +74,9 @@ for i = 1, #jobs do
   elseif job[1] and call("EXISTS", key) == 1 then
     local refused = duplicate(id, key, parent)
     results[i] = refused and { false, refused } or { id, 1 }
+  elseif room <= 0 then
+    refusedCount = refusedCount + 1
+    results[i] = { false, -20 }
   else
     local dedup = job[11]
     local holder
@@ -123,6 +133,7 @@ for i = 1, #jobs do
         anyWaiting = true
       end
       if parent then call("SADD", parent[1] .. ":dependencies", key) end
+      room = room - 1
       results[i] = { id, 0 }
     end
   end

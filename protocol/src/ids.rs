@@ -187,6 +187,10 @@ const STRUCTURAL: [&str; 21] = [
     "groups",
 ];
 
+/// First segments of keys of the queue itself that have several: `de:<id>`,
+/// `metrics:completed:data`. (`repeat:<scheduler>:<ms>` is a job.)
+const FAMILIES: [&str; 4] = ["metrics", "de", "dn", "groups"];
+
 impl JobId {
     /// Takes an id that was read from Redis; nothing is checked.
     pub fn stored(id: impl Into<String>) -> Self {
@@ -206,13 +210,16 @@ impl JobId {
         if id == "0" || id.starts_with("0:") {
             return Err(NameError::ReservedId(id));
         }
-        if id.bytes().all(|b| b.is_ascii_digit()) {
+        // Node compares with `parseInt`, which takes a sign too.
+        let digits = id.strip_prefix('-').unwrap_or(&id);
+        if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(NameError::IntegerId(id));
         }
         if id.contains(':') && id.split(':').count() != 3 {
             return Err(NameError::ColonId(id));
         }
-        if STRUCTURAL.contains(&id.as_str()) {
+        let family = id.split_once(':').map(|(family, _)| family);
+        if STRUCTURAL.contains(&id.as_str()) || family.is_some_and(|f| FAMILIES.contains(&f)) {
             return Err(NameError::StructuralId(id));
         }
         Ok(Self(id))
@@ -232,10 +239,23 @@ mod tests {
 
     #[test]
     fn custom_job_ids_follow_bullmq() {
-        for good in ["order-1", "a:b:c", "create-121-1764800000000", "00x"] {
+        for good in ["order-1", "a:b:c", "create-121-1764800000000", "00x", "-", "-a", "repeat:s:1"] {
             assert!(JobId::custom(good).is_ok(), "{good}");
         }
-        for bad in ["", "0", "0:x", "123", "a:b", "a:b:c:d", "wait", "meta", "stalled-check"] {
+        for bad in [
+            "",
+            "0",
+            "0:x",
+            "123",
+            "a:b",
+            "a:b:c:d",
+            "wait",
+            "meta",
+            "stalled-check",
+            "-5",
+            "de:a:b",
+            "metrics:completed:data",
+        ] {
             assert!(JobId::custom(bad).is_err(), "{bad}");
         }
     }

@@ -11,6 +11,7 @@
 //! - [`job_kind`]: a kind of job in one place
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
 //! - [`payload`]: what mPanel puts into `data`, typed
+//! - [`unique`], [`seal`]: uniqueness over payload fields, encryption of them
 //! - [`outcome`]: the codes with which scripts refuse
 //!
 //! Delivery is at least once: a worker can die between an effect and its finish.
@@ -30,6 +31,8 @@ pub mod payload;
 pub mod peer;
 pub mod score;
 pub mod script;
+pub mod seal;
 pub mod state;
 pub mod time;
+pub mod unique;
 mod wire;

@@ -159,6 +159,31 @@ impl JobOptions {
         serde_json::from_str(text)
     }
 
+    /// These options, and what they leave open from `defaults`: Node's
+    /// `{...defaultJobOptions, ...opts}`.
+    #[must_use]
+    pub fn with_defaults(self, defaults: &Self) -> Self {
+        let mut other = defaults.other.clone();
+        other.extend(self.other);
+        Self {
+            attempts: if self.attempts == 0 { defaults.attempts } else { self.attempts },
+            backoff: self.backoff.or_else(|| defaults.backoff.clone()),
+            delay: self.delay.or(defaults.delay),
+            priority: self.priority.or(defaults.priority),
+            lifo: self.lifo.or(defaults.lifo),
+            job_id: self.job_id.or_else(|| defaults.job_id.clone()),
+            timestamp: self.timestamp.or(defaults.timestamp),
+            remove_on_complete: self.remove_on_complete.or(defaults.remove_on_complete),
+            remove_on_fail: self.remove_on_fail.or(defaults.remove_on_fail),
+            stack_trace_limit: self.stack_trace_limit.or(defaults.stack_trace_limit),
+            size_limit: self.size_limit.or(defaults.size_limit),
+            keep_logs: self.keep_logs.or(defaults.keep_logs),
+            deduplication: self.deduplication.or_else(|| defaults.deduplication.clone()),
+            telemetry: self.telemetry.or_else(|| defaults.telemetry.clone()),
+            other,
+        }
+    }
+
     /// Attempts allowed, at least 1.
     #[must_use]
     pub fn max_attempts(&self) -> u32 {

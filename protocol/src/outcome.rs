@@ -33,6 +33,9 @@ pub enum Refusal {
     /// -9
     #[error("a child of the job failed")]
     FailedChild,
+    /// -20, ours: the producer set a limit, and the queue has reached it.
+    #[error("the queue is full: it holds as many waiting jobs as the producer allows")]
+    QueueFull,
     /// A code no script of ours gives.
     #[error("unknown code {0}")]
     Unknown(i64),
@@ -53,6 +56,7 @@ impl Refusal {
             -7 => Self::ParentTaken,
             -8 => Self::OwnedByScheduler,
             -9 => Self::FailedChild,
+            -20 => Self::QueueFull,
             other => Self::Unknown(other),
         })
     }
@@ -70,6 +74,7 @@ impl Refusal {
             Self::ParentTaken => -7,
             Self::OwnedByScheduler => -8,
             Self::FailedChild => -9,
+            Self::QueueFull => -20,
             Self::Unknown(code) => code,
         }
     }
@@ -105,7 +110,7 @@ mod tests {
 
     #[test]
     fn codes_round_trip() {
-        for code in -12..0 {
+        for code in -21..0 {
             assert_eq!(Refusal::from_code(code).map(Refusal::code), Some(code));
         }
         assert_eq!(Refusal::from_code(0), None);

@@ -110,7 +110,8 @@ fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
 }
 
 /// Stores `jobs` in order, in one round trip and one atomic step; at most
-/// [`JOBS_PER_CALL`].
+/// [`JOBS_PER_CALL`]. With `max_waiting` a job is refused
+/// ([`Refusal::QueueFull`]) while so many are waiting or delayed.
 ///
 /// # Errors
 /// [`ScriptError`]; refusals of single jobs are in the result.
@@ -123,8 +124,9 @@ pub async fn add_jobs(
     peer: Peer,
     now: TimestampMs,
     jobs: &[NewJob],
+    max_waiting: Option<u64>,
 ) -> Result<Vec<Added>, ScriptError> {
-    let argument = argument(peer, now, jobs.iter(), false)?;
+    let argument = argument(peer, now, jobs.iter(), false, max_waiting)?;
     let reply: Vec<u8> = ADD_JOBS.call(conn, keys.meta(), &argument).await?;
     decode(&reply, jobs.len())
 }
@@ -136,9 +138,10 @@ pub(crate) fn argument<'a>(
     now: TimestampMs,
     jobs: impl Iterator<Item = &'a NewJob>,
     settle_later: bool,
+    max_waiting: Option<u64>,
 ) -> Result<Vec<u8>, ScriptError> {
     let rows = jobs.map(|job| row(job, settle_later)).collect::<Result<Vec<_>, _>>()?;
-    wire::pack(&(now.0, peer, rows))
+    wire::pack(&(now.0, peer, rows, OrFalse(max_waiting)))
 }
 
 /// The reply of `addJobs` to `count` jobs.

@@ -47,7 +47,7 @@ pub async fn add_flow(
         // Neighbours of one queue travel in one call.
         let n = rest.iter().take_while(|p| p.keys == first.keys).count().min(JOBS_PER_CALL);
         let (run, later) = rest.split_at(n);
-        let argument = argument(peer, now, run.iter().map(|p| &p.job), settle)?;
+        let argument = argument(peer, now, run.iter().map(|p| &p.job), settle, None)?;
         ADD_JOBS.append(&mut pipe, sizes.is_empty(), first.keys.meta(), &argument);
         sizes.push(n);
         rest = later;

@@ -1,7 +1,5 @@
 //! Which queue each payload goes to, and with which options mPanel enqueues it.
 
-use serde::Serialize;
-
 use super::{
     cloudpods::{
         BACKUP_QUEUE, BackupPayload, CREATE_QUEUE, CreatePayload, DESTROY_QUEUE, DestroyPayload,
@@ -11,17 +9,12 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    job_kind::JobKind,
     options::{JobOptions, KeepJobs, KeepPolicy},
 };
 
-/// A payload that knows its queue.
-pub trait MpanelJob: Serialize {
-    /// The queue.
-    const QUEUE: &'static str;
-    /// The job's name.
-    const NAME: &'static str;
-    /// The options mPanel gives it.
-    fn options(&self) -> JobOptions;
+/// A kind of job of mPanel's, with the options that mPanel gives it.
+pub trait MpanelJob: JobKind {
     /// What the job is about, for a readable id: the VMID, or a row's id.
     fn subject(&self) -> String;
 }
@@ -50,14 +43,17 @@ fn guardian() -> JobOptions {
 
 macro_rules! kinds {
     ($($payload:ident: $queue:ident, $name:literal, $options:expr, $subject:expr;)*) => {$(
-        impl MpanelJob for $payload {
+        impl JobKind for $payload {
             const QUEUE: &'static str = $queue;
             const NAME: &'static str = $name;
+            type Output = serde_json::Value;
 
             fn options(&self) -> JobOptions {
                 $options
             }
+        }
 
+        impl MpanelJob for $payload {
             fn subject(&self) -> String {
                 let subject: fn(&Self) -> String = $subject;
                 subject(self)
