@@ -17,12 +17,23 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 /// The attempt that a handler runs. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct JobContext {
     inner: Arc<Attempt>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for JobContext {
+    /// Without the payload: it may hold what was sealed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobContext")
+            .field("queue", &self.inner.queue)
+            .field("id", &self.inner.id)
+            .field("name", &self.inner.name)
+            .field("attempt", &self.inner.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
 pub(crate) struct Attempt {
     pub(crate) queue: QueueName,
     pub(crate) id: JobId,

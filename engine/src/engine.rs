@@ -11,6 +11,7 @@ use mpanel_protocol::{
     ids::{NameError, Prefix, QueueName},
     keys::QueueKeys,
     peer::Peer,
+    seal::Keyring,
     time::{Clock, TimestampMs},
 };
 
@@ -31,6 +32,7 @@ pub(crate) struct EngineInner {
     pub(crate) peer: Peer,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) keeper: Arc<LockKeeper>,
+    pub(crate) keyring: Option<Arc<Keyring>>,
     random: Option<fn() -> f64>,
 }
 
@@ -79,6 +81,7 @@ pub struct EngineBuilder {
     prefix: Prefix,
     peer: Peer,
     clock: Option<Arc<dyn Clock>>,
+    keyring: Option<Arc<Keyring>>,
     random: Option<fn() -> f64>,
 }
 
@@ -101,6 +104,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
+        self
+    }
+
+    /// The keys that open sealed fields of payloads; default: none.
+    #[must_use]
+    pub fn keyring(mut self, keyring: Arc<Keyring>) -> Self {
+        self.keyring = Some(keyring);
         self
     }
 
@@ -135,6 +145,7 @@ impl EngineBuilder {
                 peer: self.peer,
                 clock,
                 keeper,
+                keyring: self.keyring,
                 random: self.random,
             }),
         })
@@ -169,7 +180,14 @@ impl Engine {
     /// Settings for an engine on `redis`.
     #[must_use]
     pub fn builder(redis: Redis) -> EngineBuilder {
-        EngineBuilder { redis, prefix: Prefix::default(), peer: Peer::default(), clock: None, random: None }
+        EngineBuilder {
+            redis,
+            prefix: Prefix::default(),
+            peer: Peer::default(),
+            clock: None,
+            keyring: None,
+            random: None,
+        }
     }
 
     /// A worker for a queue, to be configured and started.

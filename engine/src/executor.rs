@@ -24,6 +24,7 @@ use crate::{
     handler::FinalCause,
     outcome::{AttemptFailure, after_failure, after_success, final_cause},
     router::{AnyHandler, Ran},
+    sealed::Payload,
     worker::Shared,
 };
 
@@ -98,11 +99,12 @@ async fn attempt(
     };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; a count")]
     let keep_logs = options.keep_logs.map(|n| n as u32);
+    let payload = Payload::open(job, shared.keys.queue(), shared.engine.keyring.as_deref());
     let ctx = JobContext::new(Attempt {
         queue: shared.keys.queue().clone(),
         id: job.id.clone(),
         name: job.name.clone(),
-        data_json: job.data.clone(),
+        data_json: payload.json.clone(),
         attempt: job.attempts_started,
         attempts_made: job.attempts_made,
         max_attempts: options.max_attempts(),
@@ -127,6 +129,8 @@ async fn attempt(
             shared.size_limit
         );
         Some(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload))
+    } else if let Some(reason) = &payload.refused {
+        Some(AttemptFailure::unrecoverable(reason.clone(), FinalCause::BadPayload))
     } else if handler.is_none() {
         let reason =
             format!("unknown job name `{}`; this worker handles: {}", job.name, shared.router.names());
@@ -138,7 +142,7 @@ async fn attempt(
     let failure = match (refused, handler) {
         (None, Some(handler)) => match run_handler(handler, &ctx).await {
             Ok(value) => return Some(after_success(&options, value, &shared.policy)),
-            Err(failure) => failure,
+            Err(failure) => payload.redact(failure),
         },
         (Some(failure), _) => failure,
         (None, None) => return None,

@@ -51,6 +51,7 @@ pub mod outcome;
 mod pump;
 mod rescuer;
 mod router;
+mod sealed;
 mod worker;
 
 pub use context::JobContext;
