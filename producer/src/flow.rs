@@ -304,15 +304,11 @@ impl Producer {
             if let Some(defaults) = options.defaults.get(&queue) {
                 own = own.with_defaults(defaults);
             }
-            let queue = Rules::queue(&queue)?;
+            let queue = self.rules.queue(&queue)?;
             let rules = match prefix {
                 Some(prefix) => Rules { prefix, ..self.rules.clone() },
                 None => self.rules.clone(),
             };
-            if self.peer == Peer::V6 && own.inner.deduplication.is_some() && !children.is_empty() {
-                let why = "it cannot be used on a job that waits for children";
-                return Err(EnqueueError::option("deduplication", why));
-            }
             let here = plan.nodes.len();
             if let Some(above) = above {
                 let part = &plan.parts[above];
@@ -323,6 +319,10 @@ impl Producer {
             }
             let mut job = rules.job(&queue, &name, &data, own, Some(random_id()))?;
             job.waits_for_children = !children.is_empty();
+            if self.peer == Peer::V6 && job.options.deduplication.is_some() && job.waits_for_children {
+                let why = "it cannot be used on a job that waits for children";
+                return Err(EnqueueError::option("deduplication", why));
+            }
             let keys = QueueKeys::new(&rules.prefix, &queue);
             let id = job.id.clone().unwrap_or_else(random_id);
             let depth = above.map_or(1, |above| plan.nodes[above].depth + 1);
@@ -337,7 +337,9 @@ impl Producer {
                 depth,
                 children: Vec::new(),
             });
-            plan.refuse_circle(here)?;
+            if !self.rules.as_node {
+                plan.refuse_circle(here)?;
+            }
             plan.parts.push(FlowPart { keys, job });
             open.extend(children.into_iter().map(|child| (child, Some(here))));
         }

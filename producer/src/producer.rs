@@ -46,6 +46,7 @@ pub struct ProducerBuilder {
     size_limit: usize,
     keyring: Option<Arc<Keyring>>,
     lane: Lane,
+    as_node: bool,
 }
 
 impl ProducerBuilder {
@@ -93,6 +94,14 @@ impl ProducerBuilder {
         self
     }
 
+    /// Takes what Node's producer takes even where it can only harm: names of any
+    /// length, negative delays, flows whose jobs wait for themselves. For
+    /// comparisons with Node and for programs that relay foreign jobs.
+    pub fn as_node(mut self) -> Self {
+        self.as_node = true;
+        self
+    }
+
     /// Connects.
     ///
     /// # Errors
@@ -115,7 +124,13 @@ impl ProducerBuilder {
         Ok(Producer {
             backend: Backend::Redis(self.redis),
             peer: self.peer,
-            rules: Rules { prefix: self.prefix, clock, size_limit: self.size_limit, keyring: self.keyring },
+            rules: Rules {
+                prefix: self.prefix,
+                clock,
+                size_limit: self.size_limit,
+                keyring: self.keyring,
+                as_node: self.as_node,
+            },
             lane: self.lane,
             handles: Arc::default(),
         })
@@ -140,6 +155,7 @@ impl Producer {
             clock: None,
             size_limit: SIZE_LIMIT,
             keyring: None,
+            as_node: false,
             lane: Lane::default(),
         }
     }
@@ -149,7 +165,7 @@ impl Producer {
     /// # Errors
     /// [`EnqueueError::Name`], [`EnqueueError::NameTooLong`].
     pub fn queue(&self, name: &str) -> Result<QueueProducer, EnqueueError> {
-        let queue = Rules::queue(name)?;
+        let queue = self.rules.queue(name)?;
         Ok(QueueProducer::new(self, queue))
     }
 

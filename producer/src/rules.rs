@@ -36,13 +36,30 @@ pub(crate) struct Rules {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) size_limit: usize,
     pub(crate) keyring: Option<Arc<Keyring>>,
+    /// Only what Node refuses is refused.
+    pub(crate) as_node: bool,
 }
 
 impl Rules {
     /// A queue's name, checked.
-    pub(crate) fn queue(name: &str) -> Result<QueueName, EnqueueError> {
-        short("queue name", name)?;
+    pub(crate) fn queue(&self, name: &str) -> Result<QueueName, EnqueueError> {
+        self.short("queue name", name)?;
         Ok(QueueName::new(name)?)
+    }
+
+    fn short(&self, what: &'static str, text: &str) -> Result<(), EnqueueError> {
+        if text.len() > NAME_LIMIT && !self.as_node {
+            return Err(EnqueueError::NameTooLong { what, bytes: text.len(), limit: NAME_LIMIT });
+        }
+        Ok(())
+    }
+
+    /// What Node takes although it can only harm.
+    fn stricter(&self, options: &JobOptions) -> Result<(), EnqueueError> {
+        if options.delay.is_some_and(|delay| delay < 0.0) && !self.as_node {
+            return Err(EnqueueError::option("delay", "it must not be negative"));
+        }
+        self.short("job id", options.job_id.as_deref().unwrap_or_default())
     }
 
     /// The job as it is stored. `id` is what it gets when it has none of its own.
@@ -54,7 +71,7 @@ impl Rules {
         options: EnqueueOptions,
         id: Option<JobId>,
     ) -> Result<NewJob, EnqueueError> {
-        short("job name", name)?;
+        self.short("job name", name)?;
         let EnqueueOptions { inner: mut options, run_at, unique, sealed, parent } = options;
         let now = self.clock.now();
         #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
@@ -68,6 +85,7 @@ impl Rules {
             self.set_parent(&mut options, &parent);
         }
         let write = |e: serde_json::Error| EnqueueError::Payload(e.to_string());
+        self.stricter(&options)?;
         let mut id = validate(&options)?.or(id);
         let data = if unique.is_none() && sealed.is_empty() {
             serde_json::to_string(data).map_err(write)?
@@ -93,6 +111,7 @@ impl Rules {
         }
         let parent = parent_of(&options)?;
         if let (Some(parent), Some(id)) = (&parent, &id)
+            && !self.as_node
             && parent.key == QueueKeys::new(&self.prefix, queue).job(id)
         {
             return Err(EnqueueError::Circular { queue: queue.to_string(), id: id.to_string() });
@@ -119,13 +138,6 @@ impl Rules {
 /// An id for a job that must have one.
 pub(crate) fn random_id() -> JobId {
     JobId::stored(uuid::Uuid::new_v4().to_string())
-}
-
-fn short(what: &'static str, text: &str) -> Result<(), EnqueueError> {
-    if text.len() > NAME_LIMIT {
-        return Err(EnqueueError::NameTooLong { what, bytes: text.len(), limit: NAME_LIMIT });
-    }
-    Ok(())
 }
 
 fn set_unique(
@@ -161,7 +173,7 @@ fn covers(outer: &str, inner: &str) -> bool {
 /// Checks options as BullMQ's producer does; gives back the id of the job's own.
 ///
 /// # Errors
-/// [`EnqueueError::Name`], [`EnqueueError::NameTooLong`] or [`EnqueueError::Option`].
+/// [`EnqueueError::Name`] or [`EnqueueError::Option`].
 pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
     let wrong = |option, why: &str| Err(EnqueueError::option(option, why));
     if let Some(priority) = options.priority {
@@ -173,9 +185,9 @@ pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
         }
     }
     if let Some(delay) = options.delay
-        && !(0.0..=DELAY_MAX).contains(&delay)
+        && !(-DELAY_MAX..=DELAY_MAX).contains(&delay)
     {
-        return wrong("delay", "it must not be negative, nor beyond what a JavaScript number holds, in ms");
+        return wrong("delay", "it is beyond what a JavaScript number holds, in ms");
     }
     if let Some(timestamp) = options.timestamp
         && !(0.0..=DELAY_MAX).contains(&timestamp)
@@ -201,9 +213,6 @@ pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
             "failParentOnFailure, continueParentOnFailure, ignoreDependencyOnFailure, removeDependencyOnFailure",
             "only one of them can be set",
         );
-    }
-    if let Some(id) = &options.job_id {
-        short("job id", id)?;
     }
     Ok(options.job_id.clone().map(JobId::custom).transpose()?)
 }
@@ -247,7 +256,6 @@ mod tests {
         for (option, json) in [
             ("priority", r#"{"priority":1.5}"#),
             ("priority", r#"{"priority":-1}"#),
-            ("delay", r#"{"delay":-1}"#),
             ("delay", r#"{"delay":1e300}"#),
             ("timestamp", r#"{"timestamp":-1}"#),
         ] {

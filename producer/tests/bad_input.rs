@@ -280,3 +280,19 @@ async fn a_full_queue_refuses_to_the_job_however_many_producers_there_are() {
     assert!(matches!(limited.enqueue_flow(flow(2)).await, Err(EnqueueError::QueueFull { .. })));
     limited.enqueue_flow(flow(1)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_in_nodes_place_takes_what_node_takes() {
+    let (server, _, mut conn) = start().await;
+    let redis = Redis::open(&server.url()).unwrap();
+    let producer = Producer::builder(redis).as_node().connect().await.unwrap();
+    let queue = producer.queue("q").unwrap();
+    queue.enqueue(&"n".repeat(10_000), &1, raw(r#"{"delay":-5}"#)).await.unwrap();
+    let delay: String = ask(&mut conn, "HGET bull:q:1 delay").await;
+    let line: u32 = ask(&mut conn, "LLEN bull:q:wait").await;
+    assert_eq!((delay.as_str(), line), ("-5", 1));
+    let x = || FlowJob::new("a", "q").options(new().job_id("x"));
+    producer.enqueue_flow(x().child(x())).await.unwrap();
+    // Ids that would corrupt the queue are refused all the same.
+    assert!(matches!(queue.enqueue("a", &1, new().job_id("wait")).await, Err(EnqueueError::Name(_))));
+}

@@ -78,7 +78,7 @@ pub fn recording_with(clock: Arc<dyn Clock>, keyring: Option<Arc<Keyring>>) -> (
     let producer = Producer {
         backend: Backend::Recorder(recorder.clone()),
         peer: Peer::default(),
-        rules: Rules { prefix: Prefix::default(), clock, size_limit: SIZE_LIMIT, keyring },
+        rules: Rules { prefix: Prefix::default(), clock, size_limit: SIZE_LIMIT, keyring, as_node: false },
         lane: Lane::default(),
         handles: Arc::default(),
     };

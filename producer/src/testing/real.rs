@@ -6,7 +6,6 @@ use super::{Expected, SeenJob, assert_enqueued};
 use crate::{
     error::EnqueueError,
     producer::{Backend, Producer},
-    rules::Rules,
 };
 
 /// The jobs of a queue that wait, are delayed, or wait for children, in that order.
@@ -16,7 +15,7 @@ use crate::{
 /// [`EnqueueError::Connect`], [`EnqueueError::Name`], or [`EnqueueError::Refused`]
 /// when Redis refuses to read.
 pub async fn jobs_of(producer: &Producer, queue: &str) -> Result<Vec<SeenJob>, EnqueueError> {
-    let name = Rules::queue(queue)?;
+    let name = producer.rules.queue(queue)?;
     let redis = match &producer.backend {
         Backend::Redis(redis) => redis,
         Backend::Recorder(recorder) => {

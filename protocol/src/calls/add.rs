@@ -72,7 +72,7 @@ struct Row<'a>(
     &'a str,
     String,
     i64,
-    i64,
+    f64,
     i64,
     bool,
     OrFalse<(&'a str, &'a str, bool)>,
@@ -99,7 +99,8 @@ fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
         &job.data,
         opts,
         job.timestamp.0,
-        job.options.delay.map_or(0, crate::backoff::saturating_ms),
+        // As given: Node stores fractions, too.
+        job.options.delay.unwrap_or(0.0),
         job.options.priority.map_or(0, crate::backoff::saturating_ms),
         job.options.is_lifo(),
         OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str(), settle_later))),

@@ -149,6 +149,7 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
         .prefix(prefix)
         .peer(peer)
         .clock(clock.clone())
+        .as_node()
         .connect()
         .await
         .map_err(|e| failed(e.to_string()))?;
