@@ -232,7 +232,7 @@ for g = 1, #gone do
   freedLocks[m + 1], freedLocks[m + 2], freedLocks[m + 3] = key, familyKeys[2 * i - 1], familyKeys[2 * i]
   freedLocks[m + 4], freedLocks[m + 5], freedLocks[m + 6] = key .. ":logs", key .. ":processed", key .. ":failed"
 end
-if #freedLocks > 0 then call("DEL", unpack(freedLocks)) end
+if #freedLocks > 0 then call("UNLINK", unpack(freedLocks)) end
 settleRetention()
 
 local done = n == 0

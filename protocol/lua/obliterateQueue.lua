@@ -53,6 +53,6 @@ sweepList("paused")
 sweepSet("prioritized")
 sweepSet("failed")
 if left <= 0 then return 1 end
-call("DEL", P .. "meta", P .. "id", P .. "pc", P .. "events", P .. "marker", P .. "stalled", P .. "stalled-check",
+call("UNLINK", P .. "meta", P .. "id", P .. "pc", P .. "events", P .. "marker", P .. "stalled", P .. "stalled-check",
   P .. "metrics:completed", P .. "metrics:completed:data", P .. "metrics:failed", P .. "metrics:failed:data")
 return 0

@@ -7,7 +7,7 @@
             child is locked, 2 more is left: first below the job key given, then here again; or negative
   Errors    -8 it is the current iteration of a job scheduler
   Events    removed; waiting, of a parent
-  Cost      O(most * length of the list a job is in)
+  Cost      O(most + length of the list the job is in)
   Cluster   all keys share the hash tag of the queue
 
   A tree of up to `most` jobs goes in one call, or, when a worker holds one of
@@ -47,7 +47,7 @@ local function removeOne(prefix, id)
   end
   local deid = call("HGET", key, "deid")
   if deid then dropDedupKey(q, id, deid) end
-  if call("DEL", jobKeys(key)) > 0 then
+  if call("UNLINK", jobKeys(key)) > 0 then
     call("XADD", q.events, "MAXLEN", "~", maxEvents(q), "*", "event", "removed", "jobId", id, "prev",
       prev or "unknown")
   end
@@ -101,7 +101,7 @@ end
 
 -- A large tree, from its leaves up, at most `left` jobs. Returns a code, and where
 -- to go on.
-local left = most
+local left
 local function prune(key, from)
   if seen[key] then return 1 end -- a circle
   if left == 0 then return 2, key, from end
@@ -147,7 +147,12 @@ local function start()
     return 0
   end
   seen = {}
-  if count > most then return prune(startKey, startFrom) end
+  if count > most then
+    -- To look for a job in a list costs the list's length.
+    local lists = call("LLEN", prefix .. "wait") + call("LLEN", prefix .. "paused")
+    left = math.max(1, math.min(most, math.floor(most * 500 / (lists + 1))))
+    return prune(startKey, startFrom)
+  end
   removeTree(startKey, startFrom)
   return 1
 end

@@ -96,6 +96,12 @@ impl Script {
         &self.source
     }
 
+    /// Its SHA1, as SLOWLOG and `SCRIPT EXISTS` know it.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        self.inner.get_hash()
+    }
+
     /// Puts a call into a transaction: the first of a script brings its text along,
     /// so that it cannot fail for an unknown SHA.
     pub(crate) fn append(&self, pipe: &mut redis::Pipeline, first: bool, meta_key: &str, argument: &[u8]) {

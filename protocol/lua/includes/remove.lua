@@ -40,7 +40,7 @@ removeJob = function(q, id, hard, dropDedup, now)
     forgetChild(q, key, f[1], hard, now)
   end
   if dropDedup and f[2] then dropDedupKey(q, id, f[2]) end
-  call("DEL", jobKeys(key))
+  call("UNLINK", jobKeys(key))
 end
 
 -- At most this many jobs go for age in one call.

@@ -16,6 +16,9 @@ use crate::{
 /// Most locks of one renewal call.
 pub const LOCKS_PER_CALL: usize = 1000;
 
+/// How many active jobs one call of a stalled check looks at.
+const STALLED_CHUNK: u32 = 250;
+
 /// Renews locks in one round trip; gives back the jobs whose lock is lost.
 ///
 /// # Errors
@@ -60,11 +63,18 @@ pub async fn rescue_stalled(
     interval: Duration,
     stalls_allowed: u32,
 ) -> Result<Sweep, ScriptError> {
-    let argument = wire::pack(&(now.0, peer, millis(interval), stalls_allowed))?;
-    let reply: Vec<u8> = RESCUE_STALLED.call(conn, keys.meta(), &argument).await?;
-    let rescued: MaybeArray<Vec<MaybeText>> = wire::unpack("rescueStalled", &reply)?;
-    Ok(match rescued.0 {
-        Some(ids) => Sweep::Rescued(ids.into_iter().filter_map(|id| id.0).map(JobId::stored).collect()),
-        None => Sweep::NotOurTurn,
-    })
+    let mut rescued = Vec::new();
+    let (mut step, mut passed) = (0_u8, 0_u32);
+    loop {
+        let argument =
+            wire::pack(&(now.0, peer, millis(interval), stalls_allowed, STALLED_CHUNK, step, passed))?;
+        let reply: Vec<u8> = RESCUE_STALLED.call(conn, keys.meta(), &argument).await?;
+        let swept: MaybeArray<(Vec<MaybeText>, u8, u32)> = wire::unpack("rescueStalled", &reply)?;
+        let Some((ids, next, so_far)) = swept.0 else { return Ok(Sweep::NotOurTurn) };
+        rescued.extend(ids.into_iter().filter_map(|id| id.0).map(JobId::stored));
+        if next == 0 {
+            return Ok(Sweep::Rescued(rescued));
+        }
+        (step, passed) = (next, so_far);
+    }
 }

@@ -235,14 +235,15 @@ pub async fn remove_job(
 /// Stops every worker from taking jobs of the queue.
 ///
 /// # Errors
-/// [`ScriptError`].
+/// [`ScriptError`]; calling again goes on where it stopped.
 pub async fn pause_queue(
     conn: &mut impl ConnectionLike,
     keys: &QueueKeys,
     peer: Peer,
 ) -> Result<(), ScriptError> {
-    let argument = wire::pack(&(peer,))?;
-    PAUSE_QUEUE.call::<i64>(conn, keys.meta(), &argument).await.map(drop)
+    let argument = wire::pack(&(peer, CHUNK * 20))?;
+    while PAUSE_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+    Ok(())
 }
 
 /// Lets workers take jobs of the queue again.
