@@ -53,7 +53,15 @@ impl Bench {
         let prefix = Prefix::default();
         let admin = QueueAdmin::new(Redis::open(&server.url()).unwrap(), &prefix, &name, Peer::V5);
         let producer = Producer::connect(&server.url()).await.unwrap();
-        Self { _alone: alone, server, since: (0, 0), conn, admin, producer, keys: QueueKeys::new(&prefix, &name) }
+        Self {
+            _alone: alone,
+            server,
+            since: (0, 0),
+            conn,
+            admin,
+            producer,
+            keys: QueueKeys::new(&prefix, &name),
+        }
     }
 
     /// Empties the database and fills it by a script of the test's own.
@@ -76,7 +84,8 @@ impl Bench {
 
     /// How long Redis ran, and how long it waited for a CPU, ns.
     fn scheduled(&self) -> (i64, i64) {
-        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.server.pid().unwrap())).unwrap();
+        let text =
+            std::fs::read_to_string(format!("/proc/{}/schedstat", self.server.pid().unwrap())).unwrap();
         let mut numbers = text.split(' ').map(|n| n.trim().parse().unwrap());
         (numbers.next().unwrap(), numbers.next().unwrap())
     }
@@ -191,13 +200,17 @@ async fn a_flow_of_ten_thousand_children_is_removed() {
 #[tokio::test]
 async fn two_long_lists_are_merged_by_pause_and_resume() {
     let mut bench = Bench::start().await;
-    let both = "for i = 1, 50000 do call('LPUSH', P .. 'paused', i) call('LPUSH', P .. 'wait', i + 50000) end";
+    let both =
+        "for i = 1, 50000 do call('LPUSH', P .. 'paused', i) call('LPUSH', P .. 'wait', i + 50000) end";
     quick!(bench, both, {
         bench.admin.pause().await.unwrap();
         assert_eq!((bench.len("LLEN", "paused").await, bench.len("LLEN", "wait").await), (100_000, 0));
         // The order stays: the oldest is the next one.
-        let all: Vec<u32> =
-            redis::cmd("LRANGE").arg(&["bull:q:paused", "0", "-1"]).query_async(&mut bench.conn).await.unwrap();
+        let all: Vec<u32> = redis::cmd("LRANGE")
+            .arg(&["bull:q:paused", "0", "-1"])
+            .query_async(&mut bench.conn)
+            .await
+            .unwrap();
         assert!(all.into_iter().rev().eq(1..=100_000));
         bench.admin.resume().await.unwrap();
         assert_eq!((bench.len("LLEN", "paused").await, bench.len("LLEN", "wait").await), (0, 100_000));
@@ -244,9 +257,7 @@ async fn long_queues_are_drained_cleaned_retried_and_obliterated() {
 #[tokio::test]
 async fn many_due_jobs_and_large_bulks() {
     let mut bench = Bench::start().await;
-    let due = format!(
-        "{JOB} for i = 1, 10000 do job(i) call('ZADD', P .. 'delayed', i * 4096, i) end"
-    );
+    let due = format!("{JOB} for i = 1, 10000 do job(i) call('ZADD', P .. 'delayed', i * 4096, i) end");
     quick!(bench, &due, {
         let keys = bench.keys.clone();
         let token = LockToken::new("t");

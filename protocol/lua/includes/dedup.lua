@@ -17,7 +17,8 @@ local function claimDedup(q, id, d, job, now)
   if d[5] then ttl = nil end
   local holder = call("GET", key)
   if holder and q.peer == "v6" and call("PTTL", key) == -1 and call("EXISTS", q.P .. holder) == 0 then
-    holder = nil -- left by a job that is gone
+    holder = nil -- left by a job that is gone, with what was to follow it
+    call("DEL", q.P .. "dn:" .. d[1])
   end
   if not holder then
     if ttl then call("SET", key, id, "PX", ttl) else call("SET", key, id) end
@@ -27,6 +28,7 @@ local function claimDedup(q, id, d, job, now)
     local nextKey = q.P .. "dn:" .. d[1]
     call("DEL", nextKey)
     call("HSET", nextKey, "name", job[2], "data", job[3], "opts", job[4], "jid", id)
+    if job[12] then call("HSET", nextKey, "rjk", job[12]) end
     call("PERSIST", key)
     announceHit(q, holder, d[1], id)
     return holder
@@ -34,6 +36,7 @@ local function claimDedup(q, id, d, job, now)
   if d[4] then
     if call("ZREM", q.P .. "delayed", holder) == 1 then
       removeJob(q, holder, false, false, now)
+      if q.peer == "v6" then call("DEL", q.P .. "dn:" .. d[1]) end
       call("XADD", q.events, "*", "event", "removed", "jobId", holder, "prev", "delayed")
       announceHit(q, id, d[1], holder)
       if not ttl then
@@ -65,35 +68,44 @@ local function claimDedup(q, id, d, job, now)
   return holder
 end
 
--- The holder is done: the key goes unless a ttl keeps it, and a job that was
--- waiting for this one (keep-last) is stored.
+-- Stores the job that waited for the end of another (keep-last).
+local function storeFollower(q, dedupId, f, now)
+  local key = q.P .. "de:" .. dedupId
+  local counter = call("INCR", q.P .. "id")
+  local id = f[4] or tostring(counter)
+  local ok, opts = pcall(cjson.decode, f[3] or "{}")
+  if not ok or type(opts) ~= "table" then opts = {} end
+  local delay, priority = tonumber(opts.delay) or 0, tonumber(opts.priority) or 0
+  local de = type(opts.de) == "table" and opts.de or {}
+  local ttl = not de.keepLastIfActive and tonumber(de.ttl) or 0
+  if ttl > 0 then call("SET", key, id, "PX", math.floor(ttl)) else call("SET", key, id) end
+  call("HSET", q.P .. id, "name", f[1], "data", f[2] or "{}", "opts", f[3] or "{}", "timestamp", now,
+    "delay", delay, "priority", priority, "deid", dedupId)
+  if f[5] then call("HSET", q.P .. id, "parentKey", f[5], "parent", f[6] or "{}") end
+  if f[8] then call("HSET", q.P .. id, "rjk", f[8]) end
+  call("XADD", q.events, "*", "event", "added", "jobId", id, "name", f[1])
+  if delay > 0 then
+    local at = now + delay
+    call("ZADD", q.P .. "delayed", delayedScore(q, at), id)
+    call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)
+    wakeDelayed(q)
+  else
+    pushJob(q, id, priority, opts.lifo == true and "RPUSH" or "LPUSH")
+    call("XADD", q.events, "*", "event", "waiting", "jobId", id)
+  end
+  if f[7] then call("SADD", f[7], q.P .. id) end
+end
+
+-- A job with a deduplication id is done: its key goes unless a ttl keeps it, and a
+-- job that was waiting for this (keep-last) is stored.
 local function releaseDedup(q, id, dedupId, now)
   local key = q.P .. "de:" .. dedupId
-  if call("GET", key) ~= id then return end
-  local nextKey = q.P .. "dn:" .. dedupId
-  local n = call("HMGET", nextKey, "name", "data", "opts", "jid")
-  if n[1] then
-    call("DEL", nextKey)
-    local counter = call("INCR", q.P .. "id")
-    local nextId = n[4] or tostring(counter)
-    local ok, opts = pcall(cjson.decode, n[3] or "{}")
-    if not ok or type(opts) ~= "table" then opts = {} end
-    local delay, priority = tonumber(opts.delay) or 0, tonumber(opts.priority) or 0
-    call("SET", key, nextId)
-    call("HSET", q.P .. nextId, "name", n[1], "data", n[2] or "{}", "opts", n[3] or "{}", "timestamp", now,
-      "delay", delay, "priority", priority, "deid", dedupId)
-    call("XADD", q.events, "*", "event", "added", "jobId", nextId, "name", n[1])
-    if delay > 0 then
-      local at = now + delay
-      call("ZADD", q.P .. "delayed", delayedScore(q, at), nextId)
-      call("XADD", q.events, "*", "event", "delayed", "jobId", nextId, "delay", at)
-      wakeDelayed(q)
-    else
-      pushJob(q, nextId, priority, opts.lifo and "RPUSH" or "LPUSH")
-      call("XADD", q.events, "*", "event", "waiting", "jobId", nextId)
-    end
-    return
-  end
   local ttl = call("PTTL", key)
-  if ttl == -1 or ttl == 0 then call("DEL", key) end
+  if ttl == 0 or (ttl == -1 and call("GET", key) == id) then call("DEL", key) end
+  local nextKey = q.P .. "dn:" .. dedupId
+  local f = call("HMGET", nextKey, "name", "data", "opts", "jid", "pk", "pd", "pdk", "rjk")
+  if f[1] then
+    call("DEL", nextKey)
+    storeFollower(q, dedupId, f, now)
+  end
 end
