@@ -15,7 +15,7 @@ use mpanel_protocol::{
     time::{Clock, TimestampMs},
 };
 
-use crate::{locks::LockKeeper, worker::WorkerBuilder};
+use crate::{admin::QueueAdmin, locks::LockKeeper, worker::WorkerBuilder};
 
 /// How often the clock is compared with the server's.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
@@ -198,6 +198,16 @@ impl Engine {
         let queue = QueueName::new(queue)?;
         let keys = QueueKeys::new(&self.inner.prefix, &queue);
         Ok(WorkerBuilder::new(self.inner.clone(), keys))
+    }
+
+    /// A handle to look at and manage a queue, by this engine's clock.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn admin(&self, queue: &str) -> Result<QueueAdmin, EngineError> {
+        let queue = QueueName::new(queue)?;
+        let admin = QueueAdmin::new(self.inner.redis.clone(), &self.inner.prefix, &queue, self.inner.peer);
+        Ok(admin.with_clock(self.inner.clock.clone()))
     }
 
     /// The Redis handle all workers share.

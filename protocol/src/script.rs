@@ -197,6 +197,10 @@ scripts! {
     FORGET_PARENT = "forgetParent" ["queue", "push", "parents"];
     /// `lua/jobState.lua`
     JOB_STATE = "jobState" ["queue"];
+    /// `lua/removeOrphans.lua`
+    REMOVE_ORPHANS = "removeOrphans" ["queue"];
+    /// `lua/freeDedup.lua`
+    FREE_DEDUP = "freeDedup" ["queue"];
 }
 
 #[cfg(test)]

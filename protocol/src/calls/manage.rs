@@ -11,8 +11,8 @@ use crate::{
     outcome::{JobOpError, check},
     peer::Peer,
     script::{
-        CHANGE_DELAY, CHANGE_PRIORITY, JOB_STATE, PAUSE_QUEUE, PROMOTE_JOB, REMOVE_JOB, REPROCESS_JOB,
-        REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
+        CHANGE_DELAY, CHANGE_PRIORITY, FREE_DEDUP, JOB_STATE, PAUSE_QUEUE, PROMOTE_JOB, REMOVE_JOB,
+        REPROCESS_JOB, REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
     },
     state::JobState,
     time::{TimestampMs, millis},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How many jobs one call of a chunked operation moves.
-const CHUNK: u32 = 250;
+pub const CHUNK: u32 = 250;
 
 /// Flows of up to so many jobs are removed in one call.
 const TREE: u32 = 200;
@@ -107,6 +107,33 @@ pub async fn reprocess_job(
     check(id, REPROCESS_JOB.call(conn, keys.meta(), &argument).await?).map(drop)
 }
 
+/// Which jobs are put back in line in bulk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requeue {
+    /// Those that finished so until a time: they run again.
+    Finished(FinalState, TimestampMs),
+    /// Those that wait for a time: they run now.
+    Delayed,
+}
+
+/// Puts up to [`CHUNK`] jobs back in line; whether there are more.
+///
+/// # Errors
+/// [`ScriptError`]; what was moved before stays moved.
+pub async fn requeue_step(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    peer: Peer,
+    which: Requeue,
+) -> Result<bool, ScriptError> {
+    let (from, newest) = match which {
+        Requeue::Finished(state, newest) => (state.key(), newest.0),
+        Requeue::Delayed => ("delayed", i64::MAX),
+    };
+    let argument = wire::pack(&(peer, from, CHUNK, newest))?;
+    Ok(REQUEUE_JOBS.call::<i64>(conn, keys.meta(), &argument).await? == 1)
+}
+
 /// Runs every job again that finished in `from` until `newest`, in chunks.
 ///
 /// # Errors
@@ -118,7 +145,8 @@ pub async fn reprocess_all(
     from: FinalState,
     newest: TimestampMs,
 ) -> Result<(), ScriptError> {
-    requeue(conn, keys, peer, from.key(), newest.0).await
+    while requeue_step(conn, keys, peer, Requeue::Finished(from, newest)).await? {}
+    Ok(())
 }
 
 /// Puts every delayed job in line now, in chunks.
@@ -130,18 +158,7 @@ pub async fn promote_all(
     keys: &QueueKeys,
     peer: Peer,
 ) -> Result<(), ScriptError> {
-    requeue(conn, keys, peer, "delayed", i64::MAX).await
-}
-
-async fn requeue(
-    conn: &mut impl ConnectionLike,
-    keys: &QueueKeys,
-    peer: Peer,
-    from: &'static str,
-    newest: i64,
-) -> Result<(), ScriptError> {
-    let argument = wire::pack(&(peer, from, CHUNK, newest))?;
-    while REQUEUE_JOBS.call::<i64>(conn, keys.meta(), &argument).await? == 1 {}
+    while requeue_step(conn, keys, peer, Requeue::Delayed).await? {}
     Ok(())
 }
 
@@ -274,4 +291,16 @@ pub async fn job_state(
     let argument = wire::pack(&(id,))?;
     let word: String = JOB_STATE.call(conn, keys.meta(), &argument).await?;
     Ok(JobState::from_word(&word))
+}
+
+/// Frees a job's deduplication id if the job still holds it; says whether it did.
+///
+/// # Errors
+/// [`JobOpError`]: the job is gone, or the call failed.
+pub async fn free_dedup(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    id: &JobId,
+) -> Result<bool, JobOpError> {
+    Ok(check(id, FREE_DEDUP.call(conn, keys.meta(), &wire::pack(&(id,))?).await?)? == 1)
 }

@@ -1,4 +1,4 @@
-//! Taking jobs away in bulk: `drainQueue`, `cleanJobs`, `obliterateQueue`. Each
+//! Taking jobs away in bulk: `drainQueue`, `cleanJobs`, `obliterateQueue`, `removeOrphans`. Each
 //! goes in chunks, so that no call holds Redis for long.
 
 use redis::aio::ConnectionLike;
@@ -7,37 +7,55 @@ use crate::{
     ids::JobId,
     keys::QueueKeys,
     peer::Peer,
-    script::{CLEAN_JOBS, DRAIN_QUEUE, OBLITERATE_QUEUE, ScriptError},
+    script::{CLEAN_JOBS, DRAIN_QUEUE, OBLITERATE_QUEUE, REMOVE_ORPHANS, ScriptError},
     time::TimestampMs,
     wire::{self, MaybeText, OrFalse},
 };
 
 /// How many jobs one call takes away.
-const CHUNK: u32 = 200;
+pub const CHUNK: u32 = 200;
 /// How many jobs one call of `cleanJobs` looks at.
 const WINDOW: u32 = 500;
 
-/// Takes away everything in line, with `delayed` also what waits for a time.
-/// Jobs that a schedule needs stay.
-///
-/// # Errors
-/// [`ScriptError`]; what was taken away before stays away.
-pub async fn drain_queue(
-    conn: &mut impl ConnectionLike,
-    keys: &QueueKeys,
-    peer: Peer,
-    now: TimestampMs,
+/// Takes away everything in line; where it stands between two calls.
+#[derive(Debug, Clone)]
+pub struct Drain {
+    /// Also what waits for a time.
     delayed: bool,
-) -> Result<(), ScriptError> {
-    let mut kept: i64 = 0;
-    loop {
-        let argument = wire::pack(&(now.0, peer, delayed, CHUNK, kept))?;
+    /// Jobs of `wait` and `paused` still to be looked at; unknown before the first call.
+    listed: Option<(i64, i64)>,
+    /// Jobs that stay in `delayed` and `prioritized`.
+    kept: (i64, i64),
+}
+
+impl Drain {
+    /// Nothing done yet; with `delayed` also what waits for a time goes.
+    #[must_use]
+    pub fn new(delayed: bool) -> Self {
+        Self { delayed, listed: None, kept: (0, 0) }
+    }
+
+    /// One call: how many jobs it took away, and whether all is done. Jobs that a
+    /// schedule needs stay.
+    ///
+    /// # Errors
+    /// [`ScriptError`]; what was taken away before stays away.
+    pub async fn step(
+        &mut self,
+        conn: &mut impl ConnectionLike,
+        keys: &QueueKeys,
+        peer: Peer,
+        now: TimestampMs,
+    ) -> Result<(u64, bool), ScriptError> {
+        let (wait, paused) = (OrFalse(self.listed.map(|l| l.0)), OrFalse(self.listed.map(|l| l.1)));
+        let argument =
+            wire::pack(&(now.0, peer, self.delayed, CHUNK, wait, paused, self.kept.0, self.kept.1))?;
         let reply: Vec<u8> = DRAIN_QUEUE.call(conn, keys.meta(), &argument).await?;
-        let (done, so_far): (bool, i64) = wire::unpack("drainQueue", &reply)?;
-        if done {
-            return Ok(());
-        }
-        kept = so_far;
+        type Reply = (bool, u64, i64, i64, i64, i64);
+        let (done, removed, wait, paused, delayed, prioritized): Reply = wire::unpack("drainQueue", &reply)?;
+        self.listed = Some((wait, paused));
+        self.kept = (delayed, prioritized);
+        Ok((removed, done))
     }
 }
 
@@ -89,38 +107,49 @@ impl Cleanable {
     }
 }
 
-/// Takes away jobs of one state that are not newer than `newest`, at most
-/// `limit` (0: all); gives back their ids.
-///
-/// # Errors
-/// [`ScriptError`]; what was taken away before stays away.
-pub async fn clean_jobs(
-    conn: &mut impl ConnectionLike,
-    keys: &QueueKeys,
-    peer: Peer,
-    now: TimestampMs,
+/// Takes away jobs of one state that are not newer than a time; where it stands
+/// between two calls.
+#[derive(Debug, Clone)]
+pub struct Clean {
     state: Cleanable,
     newest: TimestampMs,
     limit: u32,
-) -> Result<Vec<JobId>, ScriptError> {
-    let mut kept: i64 = 0;
-    let mut removed: Vec<JobId> = Vec::new();
-    loop {
-        let before = u32::try_from(removed.len()).unwrap_or(u32::MAX);
-        let most = if limit == 0 { CHUNK } else { CHUNK.min(limit.saturating_sub(before)) };
+    kept: i64,
+    removed: u32,
+}
+
+impl Clean {
+    /// Nothing done yet; at most `limit` jobs go (0: all).
+    #[must_use]
+    pub fn new(state: Cleanable, newest: TimestampMs, limit: u32) -> Self {
+        Self { state, newest, limit, kept: 0, removed: 0 }
+    }
+
+    /// One call: the jobs it took away, and whether all is done.
+    ///
+    /// # Errors
+    /// [`ScriptError`]; what was taken away before stays away.
+    pub async fn step(
+        &mut self,
+        conn: &mut impl ConnectionLike,
+        keys: &QueueKeys,
+        peer: Peer,
+        now: TimestampMs,
+    ) -> Result<(Vec<JobId>, bool), ScriptError> {
+        let Self { state, newest, limit, kept, removed } = *self;
+        let most = if limit == 0 { CHUNK } else { CHUNK.min(limit.saturating_sub(removed)) };
         let limit = OrFalse((limit > 0).then_some(limit));
-        let argument = wire::pack(&(now.0, peer, state.key(), newest.0, most, WINDOW, kept, before, limit))?;
+        let argument = wire::pack(&(now.0, peer, state.key(), newest.0, most, WINDOW, kept, removed, limit))?;
         let reply: Vec<u8> = CLEAN_JOBS.call(conn, keys.meta(), &argument).await?;
-        let (done, so_far, ids): (bool, i64, Vec<MaybeText>) = wire::unpack("cleanJobs", &reply)?;
-        removed.extend(ids.into_iter().filter_map(|id| id.0).map(JobId::stored));
-        if done {
-            return Ok(removed);
-        }
-        kept = so_far;
+        let (done, kept, ids): (bool, i64, Vec<MaybeText>) = wire::unpack("cleanJobs", &reply)?;
+        let ids: Vec<JobId> = ids.into_iter().filter_map(|id| id.0).map(JobId::stored).collect();
+        self.kept = kept;
+        self.removed = self.removed.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        Ok((ids, done))
     }
 }
 
-/// What became of [`obliterate_queue`].
+/// What became of the queue's deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obliterated {
     /// The queue is gone.
@@ -131,24 +160,36 @@ pub enum Obliterated {
     HasActive,
 }
 
-/// Deletes a paused queue, with `force` also when jobs are active.
+/// Deletes a chunk of a paused queue, with `force` also active jobs; `None` while
+/// there is more.
 ///
 /// # Errors
 /// [`ScriptError`]; calling again goes on where it stopped.
-pub async fn obliterate_queue(
+pub async fn obliterate_step(
     conn: &mut impl ConnectionLike,
     keys: &QueueKeys,
     peer: Peer,
     now: TimestampMs,
     force: bool,
-) -> Result<Obliterated, ScriptError> {
+) -> Result<Option<Obliterated>, ScriptError> {
     let argument = wire::pack(&(now.0, peer, force, CHUNK))?;
-    loop {
-        match OBLITERATE_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? {
-            1 => {}
-            -1 => return Ok(Obliterated::NotPaused),
-            -2 => return Ok(Obliterated::HasActive),
-            _ => return Ok(Obliterated::Gone),
-        }
-    }
+    Ok(match OBLITERATE_QUEUE.call::<i64>(conn, keys.meta(), &argument).await? {
+        1 => None,
+        -1 => Some(Obliterated::NotPaused),
+        -2 => Some(Obliterated::HasActive),
+        _ => Some(Obliterated::Gone),
+    })
+}
+
+/// Deletes those of the jobs that no list or set names and no worker holds; gives
+/// back how many.
+///
+/// # Errors
+/// [`ScriptError`].
+pub async fn remove_orphans(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    ids: &[JobId],
+) -> Result<u64, ScriptError> {
+    REMOVE_ORPHANS.call(conn, keys.meta(), &wire::pack(&(ids,))?).await
 }

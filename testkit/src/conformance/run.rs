@@ -242,7 +242,8 @@ impl Runner<'_> {
         }
         let name = QueueName::new(queue).map_err(|e| StepError::new(e.to_string()))?;
         let prefix = Prefix::new(PREFIX).map_err(|e| StepError::new(e.to_string()))?;
-        let admin = QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer);
+        let admin =
+            QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer).with_clock(self.clock.clone());
         Ok((self.queues[queue].clone(), admin))
     }
 
@@ -339,7 +340,8 @@ impl Runner<'_> {
     fn admin_only(&self, queue: &str) -> Result<(QueueName, QueueAdmin), StepError> {
         let name = QueueName::new(queue).map_err(|e| StepError::new(e.to_string()))?;
         let prefix = Prefix::new(PREFIX).map_err(|e| StepError::new(e.to_string()))?;
-        let admin = QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer);
+        let admin =
+            QueueAdmin::new(self.redis.clone(), &prefix, &name, self.peer).with_clock(self.clock.clone());
         Ok((name, admin))
     }
 
@@ -549,13 +551,9 @@ impl Runner<'_> {
             }
             "remove" => {
                 let (_, admin) = self.open(queue).await?;
-                let now = self.clock.now();
                 let alone = step.get("options").is_some_and(|o| o["removeChildren"] == false);
-                let removal = if alone {
-                    admin.remove_alone(&id()?, now).await?
-                } else {
-                    admin.remove(&id()?, now).await?
-                };
+                let removal =
+                    if alone { admin.remove_alone(&id()?).await? } else { admin.remove(&id()?).await? };
                 Ok(json!(i64::from(removal == Removal::Removed)))
             }
             "flow" => {
@@ -578,7 +576,7 @@ impl Runner<'_> {
             }
             "drain" => {
                 let (_, admin) = self.open(queue).await?;
-                admin.drain(flag("delayed"), self.clock.now()).await?;
+                admin.drain(flag("delayed")).await?;
                 Ok(json!("ok"))
             }
             "clean" => {
@@ -588,7 +586,7 @@ impl Runner<'_> {
                     return Err(StepError::new("no such state to clean"));
                 };
                 let mut ids: Vec<String> = admin
-                    .clean(state, span(step, "grace", 0), limit, self.clock.now())
+                    .clean(state, span(step, "grace", 0), limit)
                     .await?
                     .iter()
                     .map(|id| mask(id.as_str()))
@@ -598,7 +596,7 @@ impl Runner<'_> {
             }
             "obliterate" => {
                 let (_, admin) = self.open(queue).await?;
-                match admin.obliterate(flag("force"), self.clock.now()).await? {
+                match admin.obliterate(flag("force")).await? {
                     Obliterated::Gone => Ok(json!("ok")),
                     other => Err(StepError::new(format!("{other:?}"))),
                 }
