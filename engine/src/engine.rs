@@ -15,7 +15,12 @@ use mpanel_protocol::{
     time::{Clock, TimestampMs},
 };
 
-use crate::{admin::QueueAdmin, locks::LockKeeper, worker::WorkerBuilder};
+use crate::{
+    admin::QueueAdmin,
+    events::{FinishWatch, QueueEvents, Start, Watches},
+    locks::LockKeeper,
+    worker::WorkerBuilder,
+};
 
 /// How often the clock is compared with the server's.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
@@ -34,6 +39,7 @@ pub(crate) struct EngineInner {
     pub(crate) keeper: Arc<LockKeeper>,
     pub(crate) keyring: Option<Arc<Keyring>>,
     random: Option<fn() -> f64>,
+    watches: Watches,
 }
 
 impl std::fmt::Debug for EngineInner {
@@ -147,6 +153,7 @@ impl EngineBuilder {
                 keeper,
                 keyring: self.keyring,
                 random: self.random,
+                watches: Watches::default(),
             }),
         })
     }
@@ -208,6 +215,28 @@ impl Engine {
         let queue = QueueName::new(queue)?;
         let admin = QueueAdmin::new(self.inner.redis.clone(), &self.inner.prefix, &queue, self.inner.peer);
         Ok(admin.with_clock(self.inner.clock.clone()))
+    }
+
+    /// A reader of a queue's events.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn events(&self, queue: &str, start: Start) -> Result<QueueEvents, EngineError> {
+        let queue = QueueName::new(queue)?;
+        Ok(QueueEvents::new(self.inner.redis.clone(), &self.inner.prefix, &queue, start))
+    }
+
+    /// Waits for jobs of a queue to end. Calls for one queue share a reader while
+    /// one of the watches they gave lives.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn finish_watch(&self, queue: &str) -> Result<FinishWatch, EngineError> {
+        let queue = QueueName::new(queue)?;
+        Ok(self
+            .inner
+            .watches
+            .open(&queue, || FinishWatch::start(self.inner.redis.clone(), &self.inner.prefix, &queue)))
     }
 
     /// The Redis handle all workers share.

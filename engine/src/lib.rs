@@ -32,6 +32,7 @@
 //! - [`engine`](Engine), [`worker`](Worker): start and stop
 //! - [`outcome`]: the pure decision what follows an attempt
 //! - [`admin`]: looking at queues and managing them
+//! - [`events`]: following what happens on a queue, waiting for jobs to end
 //!
 //! Inside, one duty a file: `pump` (finish and fetch), `executor` (one attempt),
 //! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs),
@@ -42,6 +43,7 @@
 pub mod admin;
 pub mod context;
 mod engine;
+pub mod events;
 mod executor;
 mod giveback;
 pub mod handler;

@@ -68,6 +68,8 @@ pub use self::{
     workers::ConnectedClient,
 };
 
+pub(crate) use self::workers::EVENTS_SUFFIX;
+
 /// How often the clock is compared with the server's.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 
