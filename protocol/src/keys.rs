@@ -81,6 +81,8 @@ impl QueueKeys {
         limiter = "limiter";
         /// Throttle of the stalled check.
         stalled_check = "stalled-check";
+        /// Sorted set of schedulers and repeatables by their next run.
+        repeat = "repeat";
         /// Last id the queue gave.
         id = "id";
     }
@@ -101,6 +103,12 @@ impl QueueKeys {
     #[must_use]
     pub fn logs(&self, id: &JobId) -> String {
         format!("{}{id}:logs", self.base)
+    }
+
+    /// Hash of one scheduler or repeatable.
+    #[must_use]
+    pub fn schedule(&self, key: &str) -> String {
+        format!("{}repeat:{key}", self.base)
     }
 
     /// The deduplication key of `dedup_id`.

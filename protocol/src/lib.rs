@@ -10,6 +10,7 @@
 //! - [`score`]: how sorted sets order jobs
 //! - [`job_kind`]: a kind of job in one place
 //! - [`script`], [`calls`]: the Lua scripts and a typed function for each
+//! - [`schedule`]: when schedules run next
 //! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`unique`], [`seal`]: uniqueness over payload fields, encryption of them
 //! - [`outcome`]: the codes with which scripts refuse
@@ -29,6 +30,7 @@ pub mod options;
 pub mod outcome;
 pub mod payload;
 pub mod peer;
+pub mod schedule;
 pub mod score;
 pub mod script;
 pub mod seal;

@@ -36,6 +36,12 @@ pub enum Refusal {
     /// -20, ours: the producer set a limit, and the queue has reached it.
     #[error("the queue is full: it holds as many waiting jobs as the producer allows")]
     QueueFull,
+    /// -10
+    #[error("a job with the id of the scheduler's next run exists already")]
+    IterationExists,
+    /// -11
+    #[error("the scheduler's next slots all have jobs already; clean finished runs or choose another id")]
+    SlotsBusy,
     /// A code no script of ours gives.
     #[error("unknown code {0}")]
     Unknown(i64),
@@ -57,6 +63,8 @@ impl Refusal {
             -8 => Self::OwnedByScheduler,
             -9 => Self::FailedChild,
             -20 => Self::QueueFull,
+            -10 => Self::IterationExists,
+            -11 => Self::SlotsBusy,
             other => Self::Unknown(other),
         })
     }
@@ -75,6 +83,8 @@ impl Refusal {
             Self::OwnedByScheduler => -8,
             Self::FailedChild => -9,
             Self::QueueFull => -20,
+            Self::IterationExists => -10,
+            Self::SlotsBusy => -11,
             Self::Unknown(code) => code,
         }
     }

@@ -195,6 +195,14 @@ scripts! {
     SETTLE_FLOW = "settleFlow" ["queue", "push", "parents"];
     /// `lua/forgetParent.lua`
     FORGET_PARENT = "forgetParent" ["queue", "push", "parents"];
+    /// `lua/upsertScheduler.lua`
+    UPSERT_SCHEDULER = "upsertScheduler" ["queue", "push", "parents", "remove", "iteration"];
+    /// `lua/continueSchedulers.lua`
+    CONTINUE_SCHEDULERS = "continueSchedulers" ["queue", "push", "iteration"];
+    /// `lua/removeScheduler.lua`
+    REMOVE_SCHEDULER = "removeScheduler" ["queue"];
+    /// `lua/storeRepeatable.lua`
+    STORE_REPEATABLE = "storeRepeatable" ["queue", "push", "parents", "remove", "iteration"];
     /// `lua/jobState.lua`
     JOB_STATE = "jobState" ["queue"];
     /// `lua/removeOrphans.lua`

@@ -7,4 +7,5 @@ pub mod finish;
 pub mod flow;
 pub mod locks;
 pub mod manage;
+pub mod schedule;
 pub mod sweep;
