@@ -34,7 +34,7 @@ run_integration() {
 
 run_conformance() {
   cargo run --quiet --locked -p mpanel-testkit --bin conformance -- \
-    --scenarios testkit/data/scenarios --golden testkit/data/golden --served
+    --scenarios testkit/data/scenarios --golden testkit/data/golden
 }
 
 # Half of the sequences against each version. The first seed of the full tier moves on every day.

@@ -12,8 +12,10 @@ mod clock;
 mod error;
 mod redis_handle;
 mod url;
+mod zone;
 
 pub use clock::ServerClock;
 pub use error::{ConnectError, is_broken};
 pub use redis_handle::{Redis, Shared};
 pub use url::RedisUrl;
+pub use zone::local_zone;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mpanel_connect::ConnectError;
 use mpanel_protocol::{
-    ids::NameError, outcome::Refusal, script::ScriptError, seal::SealError, unique::UniqueError,
+    ids::NameError, outcome::Refusal, schedule::ScheduleError, script::ScriptError, seal::SealError,
+    unique::UniqueError,
 };
 
 use crate::enqueued::Enqueued;
@@ -33,6 +34,9 @@ pub enum EnqueueError {
         /// What is wrong and what is allowed.
         why: String,
     },
+    /// A schedule cannot be.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
     /// The payload is no JSON.
     #[error("the payload cannot be written as JSON: {0}")]
     Payload(String),
@@ -125,6 +129,7 @@ impl EnqueueError {
             Self::Name(_)
             | Self::NameTooLong { .. }
             | Self::Option { .. }
+            | Self::Schedule(_)
             | Self::Payload(_)
             | Self::TooLarge { .. }
             | Self::Unique(_)

@@ -37,6 +37,7 @@ mod options;
 mod producer;
 mod queue;
 mod rules;
+mod schedule;
 pub mod testing;
 
 pub use durability::Durability;
@@ -45,15 +46,18 @@ pub use error::EnqueueError;
 pub use flow::{FlowJob, FlowNode, FlowOptions};
 pub use mpanel_protocol::{
     backoff::Backoff,
+    calls::schedule::Page,
     ids::{JobId, Prefix, QueueName},
     job_kind::JobKind,
     options::{Deduplication, JobOptions, KeepJobs, KeepPolicy},
     outcome::Refusal,
     payload::{self, MpanelJob},
     peer::Peer,
+    schedule::{Repeat, Repeatable, ScheduleError, Scheduler, Zone},
     seal::{Keyring, SealError},
 };
 pub use options::{ChildFailure, EnqueueOptions};
 pub use producer::{Producer, ProducerBuilder};
 pub use queue::{BulkJob, QueueProducer};
 pub use rules::validate;
+pub use schedule::{JobTemplate, Scheduled, Schedules};

@@ -33,9 +33,6 @@ struct Args {
     /// Only this version: bullmq-5.28 (reading test), bullmq-5 or bullmq-6.
     #[arg(long, value_parser = VERSIONS)]
     version: Option<String>,
-    /// Leave out scenarios with operations that are not served yet, and name them.
-    #[arg(long)]
-    served: bool,
     /// A Redis to use instead of a private one; keys `conf:*` there are deleted.
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
@@ -74,10 +71,6 @@ async fn run_all(args: &Args) -> Result<bool, TestkitError> {
         let folder = if args.version.is_some() { args.golden.clone() } else { args.golden.join(version) };
         for scenario in scenarios.iter().filter(|s| s.is_for(version)) {
             let name = &scenario.name;
-            if args.served && version != "bullmq-5.28" && !scenario.is_served() {
-                println!("not served yet: {version} {name}");
-                continue;
-            }
             let verdict = match Golden::load(&folder, name)? {
                 None => Some(format!("no golden {}", folder.join(format!("{name}.json")).display())),
                 Some(golden) => difference(&redis, version, scenario, &golden).await?.map(|d| d.to_string()),

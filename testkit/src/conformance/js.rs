@@ -37,11 +37,9 @@ pub fn stringify(value: &Value) -> String {
     normalised(value).to_string()
 }
 
-/// Node's job options in the form the producer takes.
-///
-/// # Errors
-/// When they are of a form that no option has.
-pub fn job_options(options: Map<String, Value>) -> Result<JobOptions, String> {
+/// Node's job options under the names that are stored.
+#[must_use]
+pub fn short_names(options: Map<String, Value>) -> Map<String, Value> {
     let mut stored = Map::new();
     for (name, value) in options {
         if name == "telemetry" {
@@ -57,5 +55,13 @@ pub fn job_options(options: Map<String, Value>) -> Result<JobOptions, String> {
             SHORT_NAMES.iter().find(|(long, _)| *long == name).map_or(name.as_str(), |(_, short)| short);
         stored.insert(short.to_owned(), value);
     }
-    serde_json::from_value(Value::Object(stored)).map_err(|e| e.to_string())
+    stored
+}
+
+/// Node's job options in the form the producer takes.
+///
+/// # Errors
+/// When they are of a form that no option has.
+pub fn job_options(options: Map<String, Value>) -> Result<JobOptions, String> {
+    serde_json::from_value(Value::Object(short_names(options))).map_err(|e| e.to_string())
 }

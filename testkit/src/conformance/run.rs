@@ -2,6 +2,8 @@
 //! fetches and finishes, the engine's decision after a failure, the admin handle
 //! for the rest. Clock and random number are the scenario's.
 
+mod schedules;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -247,7 +249,7 @@ impl Runner<'_> {
         Ok((self.queues[queue].clone(), admin))
     }
 
-    fn options(&self, given: Option<&Value>) -> Result<EnqueueOptions, StepError> {
+    fn with_defaults(&self, given: Option<&Value>) -> Map<String, Value> {
         let mut merged = self
             .scenario
             .queue_options
@@ -256,10 +258,11 @@ impl Runner<'_> {
             .cloned()
             .unwrap_or_default();
         merged.extend(given.and_then(Value::as_object).cloned().unwrap_or_default());
-        if merged.contains_key("repeat") {
-            return Err(StepError::new("legacy repeatables are not served yet"));
-        }
-        js::job_options(merged).map(EnqueueOptions::from).map_err(StepError::new)
+        merged
+    }
+
+    fn options(&self, given: Option<&Value>) -> Result<EnqueueOptions, StepError> {
+        js::job_options(self.with_defaults(given)).map(EnqueueOptions::from).map_err(StepError::new)
     }
 
     fn flow(&self, node: &Value) -> Result<FlowJob, StepError> {
@@ -284,6 +287,7 @@ impl Runner<'_> {
             fetch_jobs(&mut self.conn().await?, &keys, self.peer, self.clock.now(), &self.spec(&token))
                 .await?;
         self.hold(queue, &fetched);
+        self.continue_schedules(queue, &fetched).await?;
         Ok(fetched)
     }
 
@@ -371,6 +375,7 @@ impl Runner<'_> {
         let note = finished.results.into_iter().next().ok_or_else(|| StepError::new("no result"))??;
         if let Some(fetched) = &finished.fetched {
             self.hold(queue, fetched);
+            self.continue_schedules(queue, fetched).await?;
         }
         Ok((note, finished.fetched))
     }
@@ -411,9 +416,14 @@ impl Runner<'_> {
             }
             "add" => {
                 let (handle, _) = self.open(queue).await?;
-                let options = self.options(step.get("opts"))?;
                 // The oracle's `data ?? {}`.
                 let data = js::normalised(step.get("data").filter(|d| !d.is_null()).unwrap_or(&empty));
+                let merged = self.with_defaults(step.get("opts"));
+                if self.peer == Peer::V5 && merged.get("repeat").is_some_and(|r| !r.is_null()) {
+                    let name = text(step, "name").unwrap_or_default();
+                    return self.add_repeatable(queue, name, &data, merged).await;
+                }
+                let options = self.options(step.get("opts"))?;
                 let enqueued = handle.enqueue(text(step, "name").unwrap_or_default(), &data, options).await?;
                 Ok(json!(mask(enqueued.id().as_str())))
             }
@@ -601,6 +611,8 @@ impl Runner<'_> {
                     other => Err(StepError::new(format!("{other:?}"))),
                 }
             }
+            "upsertScheduler" => self.upsert_scheduler(queue, step).await,
+            "removeScheduler" => self.remove_scheduler(queue, id()?.as_str()).await,
             "rateLimit" => {
                 let (_, admin) = self.open(queue).await?;
                 admin.rate_limit(span(step, "ms", 0)).await?;

@@ -79,18 +79,6 @@ impl Scenario {
     }
 }
 
-impl Scenario {
-    /// Whether our crates serve all its operations: job schedulers and legacy
-    /// repeatables are not served yet.
-    #[must_use]
-    pub fn is_served(&self) -> bool {
-        self.steps.iter().all(|step| {
-            !matches!(step.get("op").and_then(Value::as_str), Some("upsertScheduler" | "removeScheduler"))
-                && step.get("opts").is_none_or(|o| o.get("repeat").is_none())
-        })
-    }
-}
-
 impl Golden {
     /// The golden of a scenario, if the folder has one.
     ///
