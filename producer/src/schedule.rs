@@ -19,7 +19,7 @@ pub use mpanel_protocol::calls::schedule::Scheduled;
 use crate::{
     error::EnqueueError,
     options::{EnqueueOptions, validate},
-    producer::{Enqueued, Producer, QueueProducer},
+    producer::{Enqueued, Producer},
 };
 
 /// What the jobs of a scheduler carry.
@@ -70,7 +70,6 @@ impl JobTemplate {
 #[derive(Debug, Clone)]
 pub struct Schedules {
     producer: Producer,
-    queue: QueueProducer,
     keys: QueueKeys,
     zone: Zone,
 }
@@ -80,13 +79,9 @@ impl Producer {
     ///
     /// # Errors
     /// [`EnqueueError::Name`].
-    ///
-    /// # Panics
-    /// Outside a Tokio runtime.
     pub fn schedules(&self, queue: &str) -> Result<Schedules, EnqueueError> {
-        let handle = self.queue(queue)?;
         let keys = QueueKeys::new(self.prefix(), &QueueName::new(queue)?);
-        Ok(Schedules { producer: self.clone(), queue: handle, keys, zone: local_zone() })
+        Ok(Schedules { producer: self.clone(), keys, zone: local_zone() })
     }
 }
 
@@ -140,7 +135,6 @@ impl Schedules {
         let Some(first) = plan_upsert(&id, &repeat, &options, now, self.zone, peer)? else {
             return Ok(None);
         };
-        self.queue.introduce().await?;
         let template = Template { name: name.as_deref().unwrap_or(id.as_str()), data: &data, options: &options };
         self.on_redis(async |conn| {
             let upserted =
@@ -217,7 +211,6 @@ impl Schedules {
         let Some(run) = plan_legacy(name, &data, &options.inner, repeat, now, self.zone)? else {
             return Ok(None);
         };
-        self.queue.introduce().await?;
         let added =
             self.on_redis(async |conn| schedule::add_repeatable(conn, &self.keys, peer, now, &run).await).await?;
         Enqueued::from_added(added).map(Some).map_err(EnqueueError::Rejected)

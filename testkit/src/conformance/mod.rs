@@ -16,6 +16,7 @@ pub mod dump;
 pub mod js;
 pub mod oracle;
 pub mod random;
+mod random_schedules;
 pub mod reading;
 pub mod rules;
 pub mod run;

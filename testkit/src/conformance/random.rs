@@ -61,8 +61,9 @@ pub fn scenario(seed: u64, steps: usize) -> Value {
         generator.which = usize::from(generator.chance(0.12));
         generator.step();
     }
-    json!({ "name": format!("random-{seed}"), "queueOptions": queue_options,
-        "workerOptions": worker_options, "steps": generator.steps })
+    let scenario = json!({ "name": format!("random-{seed}"), "queueOptions": queue_options,
+        "workerOptions": worker_options, "steps": generator.steps });
+    super::random_schedules::weave(seed, scenario)
 }
 
 impl Generator {
