@@ -3,11 +3,12 @@
 use mpanel_connect::local_zone;
 use mpanel_protocol::{
     calls::schedule::{self, Page, ScheduleOpError, Template},
-    ids::QueueName,
     keys::QueueKeys,
     options::JobOptions,
     peer::Peer,
-    schedule::{Repeat, Repeatable, Scheduler, SchedulerId, Zone, legacy_removal_keys, plan_legacy, plan_upsert},
+    schedule::{
+        Repeat, Repeatable, Scheduler, SchedulerId, Zone, legacy_removal_keys, plan_legacy, plan_upsert,
+    },
     script::ScriptError,
 };
 use redis::aio::MultiplexedConnection;
@@ -17,9 +18,11 @@ use serde_json::{Map, Value};
 pub use mpanel_protocol::calls::schedule::Scheduled;
 
 use crate::{
+    enqueued::Enqueued,
     error::EnqueueError,
-    options::{EnqueueOptions, validate},
-    producer::{Enqueued, Producer},
+    options::EnqueueOptions,
+    producer::{Backend, Producer},
+    rules::validate,
 };
 
 /// What the jobs of a scheduler carry.
@@ -46,8 +49,12 @@ impl JobTemplate {
     }
 
     /// With these options. Delay, id and creation time are given by the schedule.
-    #[must_use]
-    pub fn options(self, options: EnqueueOptions) -> Self {
+    ///
+    /// # Errors
+    /// [`EnqueueError::Option`] for what no job of a schedule can have: a parent, a
+    /// time of its own, uniqueness, sealed fields.
+    pub fn options(self, options: EnqueueOptions) -> Result<Self, EnqueueError> {
+        plain(&options)?;
         let mut stored = match serde_json::to_value(&options.inner) {
             Ok(Value::Object(stored)) => stored,
             _ => Map::new(),
@@ -55,7 +62,7 @@ impl JobTemplate {
         if options.inner.attempts == 0 {
             stored.remove("attempts");
         }
-        self.options_json(stored)
+        Ok(self.options_json(stored))
     }
 
     /// With these options, under the names that are stored.
@@ -64,6 +71,23 @@ impl JobTemplate {
         self.options = options;
         self
     }
+}
+
+/// Refuses what is worked out for each job when it is enqueued: jobs of a schedule
+/// are made by workers, which cannot.
+fn plain(options: &EnqueueOptions) -> Result<(), EnqueueError> {
+    let EnqueueOptions { run_at, unique, sealed, parent, .. } = options;
+    for (given, option) in [
+        (run_at.is_some(), "enqueue_at"),
+        (unique.is_some(), "unique"),
+        (!sealed.is_empty(), "seal"),
+        (parent.is_some(), "parent"),
+    ] {
+        if given {
+            return Err(EnqueueError::option(option, "it does not go with a schedule"));
+        }
+    }
+    Ok(())
 }
 
 /// The schedules of one queue. Cheap to clone.
@@ -80,7 +104,7 @@ impl Producer {
     /// # Errors
     /// [`EnqueueError::Name`].
     pub fn schedules(&self, queue: &str) -> Result<Schedules, EnqueueError> {
-        let keys = QueueKeys::new(self.prefix(), &QueueName::new(queue)?);
+        let keys = self.keys(&self.rules.queue(queue)?);
         Ok(Schedules { producer: self.clone(), keys, zone: local_zone() })
     }
 }
@@ -131,11 +155,12 @@ impl Schedules {
         validate(&JobOptions { job_id: None, deduplication: None, ..checked })?;
         let data = if data.is_null() { "{}".to_owned() } else { data.to_string() };
         self.check_size(data.len())?;
-        let (now, peer) = (self.producer.clock().now(), self.producer.peer());
+        let (now, peer) = (self.producer.rules.clock.now(), self.producer.peer);
         let Some(first) = plan_upsert(&id, &repeat, &options, now, self.zone, peer)? else {
             return Ok(None);
         };
-        let template = Template { name: name.as_deref().unwrap_or(id.as_str()), data: &data, options: &options };
+        let template =
+            Template { name: name.as_deref().unwrap_or(id.as_str()), data: &data, options: &options };
         self.on_redis(async |conn| {
             let upserted =
                 schedule::upsert_scheduler(conn, &self.keys, peer, now, &id, template, &first).await;
@@ -198,21 +223,22 @@ impl Schedules {
         options: EnqueueOptions,
         repeat: &Repeat,
     ) -> Result<Option<Enqueued>, EnqueueError> {
-        let peer = self.producer.peer();
+        let peer = self.producer.peer;
         if peer == Peer::V6 {
-            let why = "BullMQ 6.x has no repeatables; use a job scheduler".to_owned();
-            return Err(EnqueueError::Option { option: "repeat", why });
+            return Err(EnqueueError::option("repeat", "BullMQ 6.x has no repeatables; use a job scheduler"));
         }
+        plain(&options)?;
         // The id given is part of the key and no job's.
         validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
         let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
         self.check_size(data.len())?;
-        let now = self.producer.clock().now();
+        let now = self.producer.rules.clock.now();
         let Some(run) = plan_legacy(name, &data, &options.inner, repeat, now, self.zone)? else {
             return Ok(None);
         };
-        let added =
-            self.on_redis(async |conn| schedule::add_repeatable(conn, &self.keys, peer, now, &run).await).await?;
+        let added = self
+            .on_redis(async |conn| schedule::add_repeatable(conn, &self.keys, peer, now, &run).await)
+            .await?;
         Enqueued::from_added(added).map(Some).map_err(EnqueueError::Rejected)
     }
 
@@ -237,7 +263,8 @@ impl Schedules {
     ) -> Result<bool, EnqueueError> {
         let (key, old_key, old_ids) = legacy_removal_keys(name, repeat, job_id)?;
         let keys = &self.keys;
-        self.on_redis(async |conn| schedule::remove_repeatable(conn, keys, &key, &old_key, &old_ids).await).await
+        self.on_redis(async |conn| schedule::remove_repeatable(conn, keys, &key, &old_key, &old_ids).await)
+            .await
     }
 
     /// Takes a repeatable away by the key under which it is listed.
@@ -249,7 +276,7 @@ impl Schedules {
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), EnqueueError> {
-        let limit = self.producer.size_limit();
+        let limit = self.producer.rules.size_limit;
         if bytes > limit { Err(EnqueueError::TooLarge { bytes, limit }) } else { Ok(()) }
     }
 
@@ -257,7 +284,9 @@ impl Schedules {
         &self,
         call: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, ScriptError>,
     ) -> Result<T, EnqueueError> {
-        let redis = self.producer.redis();
+        let Backend::Redis(redis) = &self.producer.backend else {
+            return Err(EnqueueError::Refused("a recording producer keeps no schedules".to_owned()));
+        };
         let mut shared = redis.shared_for(self.keys.meta()).await?;
         match call(&mut shared.conn).await {
             Ok(value) => Ok(value),

@@ -25,8 +25,7 @@ struct Case {
 fn ours(case: &Case) -> Result<Option<i64>, String> {
     let peer = if case.version == "bullmq-6" { Peer::V6 } else { Peer::V5 };
     let zone = Zone::named(&case.tz, Zone::utc()).map_err(|e| e.to_string())?;
-    let bounds =
-        Bounds { start: case.start_date.map(TimestampMs), end: case.end_date.map(TimestampMs) };
+    let bounds = Bounds { start: case.start_date.map(TimestampMs), end: case.end_date.map(TimestampMs) };
     let cron = Cron::parse(&case.pattern, peer).map_err(|e| e.to_string())?;
     Ok(cron.next_after(TimestampMs(case.from), zone, bounds).map(|at| at.0))
 }

@@ -14,8 +14,8 @@ use crate::{
     outcome::Refusal,
     peer::Peer,
     schedule::{
-        Continuation, FirstRun, LegacyRun, NextRun, Repeatable, ScheduleError, Scheduler, SchedulerId, Successor,
-        Zone, legacy_ids_of_key, plan_continuation,
+        Continuation, FirstRun, LegacyRun, NextRun, Repeatable, ScheduleError, Scheduler, SchedulerId,
+        Successor, Zone, legacy_ids_of_key, plan_continuation,
     },
     script::{
         ADD_JOBS, CONTINUE_SCHEDULERS, REMOVE_SCHEDULER, STORE_REPEATABLE, ScriptError, UPSERT_SCHEDULER,
@@ -169,17 +169,7 @@ pub async fn continue_schedule(
 }
 
 #[derive(Serialize)]
-struct Item<'a>(
-    &'a str,
-    &'a JobId,
-    OrFalse<i64>,
-    OrFalse<i64>,
-    i64,
-    bool,
-    &'a str,
-    &'a str,
-    OptionsRow<'a>,
-);
+struct Item<'a>(&'a str, &'a JobId, OrFalse<i64>, OrFalse<i64>, i64, bool, &'a str, &'a str, OptionsRow<'a>);
 
 /// `None`: no scheduler left anything under the key.
 async fn continue_scheduler(
@@ -293,7 +283,7 @@ async fn add_in(
     key: &str,
 ) -> Result<Added, ScriptError> {
     let job = run.job(key);
-    let argument = add::argument(peer, now, std::iter::once(&job), false)?;
+    let argument = add::argument(peer, now, std::iter::once(&job), false, None)?;
     ADD_JOBS.append(&mut pipe, true, keys.meta(), &argument);
     let (reply,): (Vec<u8>,) = pipe.query_async(conn).await.map_err(redis_error(ADD_JOBS.name))?;
     add::decode(&reply, 1)?

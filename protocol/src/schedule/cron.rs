@@ -163,7 +163,11 @@ impl Older<'_> {
             if self.p.hour.count != 24 {
                 self.shifted_to = Some(hour);
             }
-        } else if hour == before && self.now.minute() == 0 && self.now.second() == 0 && self.p.hour.count != 24 {
+        } else if hour == before
+            && self.now.minute() == 0
+            && self.now.second() == 0
+            && self.p.hour.count != 24
+        {
             self.repeats = Some(hour);
         }
     }
@@ -199,9 +203,9 @@ impl Newer<'_> {
                 self.now = self.now.next_day();
             } else if !self.hour_fits() {
             } else if !self.p.minute.has(self.now.minute()) {
-                self.to_minute();
+                self.advance_minute();
             } else if !self.p.second.has(self.now.second()) {
-                self.to_second();
+                self.advance_second();
             } else if from == at {
                 self.step(Wall::next_second);
             } else {
@@ -267,7 +271,7 @@ impl Newer<'_> {
         false
     }
 
-    fn to_minute(&mut self) {
+    fn advance_minute(&mut self) {
         match self.p.minute.after(self.now.minute()) {
             Some(next) => self.now = self.now.set_minute(next),
             None => {
@@ -278,7 +282,7 @@ impl Newer<'_> {
         self.now = self.now.set_second(self.p.second.first());
     }
 
-    fn to_second(&mut self) {
+    fn advance_second(&mut self) {
         match self.p.second.after(self.now.second()) {
             Some(next) => self.now = self.now.set_second(next),
             None => {
@@ -310,7 +314,8 @@ impl Newer<'_> {
             if self.p.hour.count != 24 {
                 self.gap = Some(((before.hour() + 1) % 24, hour));
             }
-        } else if advance == 0 && self.now.minute() == 0 && self.now.second() == 0 && self.p.hour.count != 24 {
+        } else if advance == 0 && self.now.minute() == 0 && self.now.second() == 0 && self.p.hour.count != 24
+        {
             self.repeats = Some(hour);
         }
     }

@@ -8,7 +8,8 @@ use crate::peer::Peer;
 /// Longer patterns say nothing that a shorter one cannot.
 const LENGTH_MAX: usize = 1024;
 
-const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const MONTHS: [&str; 12] =
+    ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const DAYS_IN_MONTH: [u32; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
 
@@ -169,7 +170,8 @@ impl Reader<'_> {
         let weekdays = self.unique(Unit::Weekday, self.field(Unit::Weekday, weekday_text)?)?;
         let mut last_weekdays = 0;
         for digits in weekdays.lasts {
-            let day = digits.ok_or_else(|| self.wrong("an `L` in the day of week needs its day, as in `5L`"))?;
+            let day =
+                digits.ok_or_else(|| self.wrong("an `L` in the day of week needs its day, as in `5L`"))?;
             last_weekdays |= 1 << (day % 7);
         }
         Ok(Pattern {
@@ -241,7 +243,8 @@ impl Reader<'_> {
             _ => false,
         };
         if let Some(c) = text.chars().find(|c| !allowed(*c)) {
-            let hint = if c == 'H' { "; a hashed value is another in each worker: write the number" } else { "" };
+            let hint =
+                if c == 'H' { "; a hashed value is another in each worker: write the number" } else { "" };
             return Err(self.wrong(format!("`{c}` has no meaning in the {}{hint}", unit.name())));
         }
         let mut field = Field { bits: 0, count: 0, is_star: matches!(raw, "*" | "?") };

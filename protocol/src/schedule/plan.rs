@@ -4,16 +4,10 @@
 use md5::{Digest, Md5};
 use serde_json::{Map, Value};
 
-use super::{Rhythm, Repeat, ScheduleError, SchedulerId, Zone};
+use super::{Repeat, Rhythm, ScheduleError, SchedulerId, Zone};
 use crate::{
-    backoff::saturating_ms,
-    calls::add::NewJob,
-    ids::JobId,
-    job::FetchedJob,
-    lenient,
-    options::JobOptions,
-    peer::Peer,
-    time::TimestampMs,
+    backoff::saturating_ms, calls::add::NewJob, ids::JobId, job::FetchedJob, lenient, options::JobOptions,
+    peer::Peer, time::TimestampMs,
 };
 
 /// What the next job of a scheduler carries, apart from what the script finds.
@@ -133,7 +127,8 @@ fn scheduled_options(
     options.insert("repeatJobKey".to_owned(), scheduler.into());
     options.insert("timestamp".to_owned(), now.0.into());
     let number = |name: &str| options.get(name).and_then(lenient::number).map_or(0, saturating_ms);
-    let (priority, lifo) = (number("priority"), options.get("lifo").and_then(lenient::truth).unwrap_or(false));
+    let (priority, lifo) =
+        (number("priority"), options.get("lifo").and_then(lenient::truth).unwrap_or(false));
     let dedup_id = options.get("de").and_then(|de| de["id"].as_str()).map(ToOwned::to_owned);
     let mut opts_head = Value::Object(options).to_string();
     opts_head.pop();
@@ -494,10 +489,16 @@ mod tests {
         assert_eq!(plan(json!({"every": 5, "endDate": 999})), Err(ScheduleError::EndPassed));
         assert_eq!(plan(json!({"every": 5, "endDate": "1970-01-01"})), Err(ScheduleError::EndPassed));
         assert_eq!(plan(json!({"every": 5, "endDate": 0})).unwrap().unwrap().end, None);
-        assert_eq!(plan(json!({"every": 5, "immediately": true, "startDate": 5})), Err(ScheduleError::TwoStarts));
+        assert_eq!(
+            plan(json!({"every": 5, "immediately": true, "startDate": 5})),
+            Err(ScheduleError::TwoStarts)
+        );
         assert!(matches!(plan(json!({"every": 1.5})), Err(ScheduleError::Option { .. })));
         assert!(matches!(plan(json!({"every": -5})), Err(ScheduleError::Every(_))));
-        assert!(matches!(plan(json!({"pattern": "* * * * *", "tz": "Moon"})), Err(ScheduleError::UnknownZone(_))));
+        assert!(matches!(
+            plan(json!({"pattern": "* * * * *", "tz": "Moon"})),
+            Err(ScheduleError::UnknownZone(_))
+        ));
         assert!(matches!(plan(json!({"pattern": "61 * * * *"})), Err(ScheduleError::Pattern { .. })));
         assert_eq!(plan(json!({"every": 5, "limit": 0})), Ok(None));
     }

@@ -7,7 +7,11 @@ use chrono::{DateTime, NaiveDate};
 use serde_json::{Map, Value};
 
 use super::{Bounds, Cron, ScheduleError, Zone};
-use crate::{lenient, peer::Peer, time::{TimestampMs, millis}};
+use crate::{
+    lenient,
+    peer::Peer,
+    time::{TimestampMs, millis},
+};
 
 /// When a schedule runs.
 ///
@@ -131,10 +135,12 @@ impl Repeat {
         let Some(value) = self.0.get(name).filter(|v| !v.is_null()) else { return Ok(None) };
         let at = match value {
             Value::String(text) if text.is_empty() => return Ok(None),
-            Value::String(text) => DateTime::parse_from_rfc3339(text).map(|d| d.timestamp_millis()).ok().or_else(|| {
-                let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
-                Some(day.and_hms_opt(0, 0, 0)?.and_utc().timestamp_millis())
-            }),
+            Value::String(text) => {
+                DateTime::parse_from_rfc3339(text).map(|d| d.timestamp_millis()).ok().or_else(|| {
+                    let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+                    Some(day.and_hms_opt(0, 0, 0)?.and_utc().timestamp_millis())
+                })
+            }
             // Node takes the number 0 for none.
             other if other.as_f64() == Some(0.0) => return Ok(None),
             #[expect(clippy::cast_possible_truncation, reason = "a time in ms; saturates")]

@@ -22,7 +22,8 @@ pub(super) struct Wall {
 impl Wall {
     pub(super) fn new(at_ms: i64, zone: Zone) -> Self {
         let offset_ms = zone.offset_ms(at_ms);
-        let local = DateTime::from_timestamp_millis(at_ms + offset_ms).map_or(NaiveDateTime::MAX, |d| d.naive_utc());
+        let local =
+            DateTime::from_timestamp_millis(at_ms + offset_ms).map_or(NaiveDateTime::MAX, |d| d.naive_utc());
         Self { zone, at_ms, offset_ms, local }
     }
 
@@ -61,7 +62,10 @@ impl Wall {
 
     fn days_in_month(&self) -> u32 {
         let first = self.local.date().with_day(1);
-        first.and_then(|d| d.checked_add_months(Months::new(1))).and_then(|d| d.pred_opt()).map_or(31, |d| d.day())
+        first
+            .and_then(|d| d.checked_add_months(Months::new(1)))
+            .and_then(|d| d.pred_opt())
+            .map_or(31, |d| d.day())
     }
 
     pub(super) fn is_last_day_of_month(&self) -> bool {

@@ -42,7 +42,9 @@ pub(super) fn weave(seed: u64, mut scenario: Value) -> Value {
     let rng = fastrand::Rng::with_seed(seed ^ 0x5c4e_d01e);
     let mut weaver = Weaver { rng, now: EPOCH_MS, iterations: Vec::new(), drains: seed.is_multiple_of(9) };
     // 5.x refuses a repeatable for its size when the schedule is stored already.
-    if let Some(defaults) = scenario["queueOptions"].get_mut("defaultJobOptions").and_then(Value::as_object_mut) {
+    if let Some(defaults) =
+        scenario["queueOptions"].get_mut("defaultJobOptions").and_then(Value::as_object_mut)
+    {
         defaults.shift_remove("sizeLimit");
     }
     for step in scenario["steps"].as_array_mut().into_iter().flatten() {
@@ -135,7 +137,14 @@ impl Weaver {
     }
 
     fn data(&mut self) -> Value {
-        self.pick(&[json!({}), json!({"k": 1}), json!([1, "a/b"]), json!("text"), json!({"id": 7}), json!({"id": "x"})])
+        self.pick(&[
+            json!({}),
+            json!({"k": 1}),
+            json!([1, "a/b"]),
+            json!("text"),
+            json!({"id": 7}),
+            json!({"id": "x"}),
+        ])
     }
 
     fn upsert(&mut self) -> Value {
@@ -216,8 +225,12 @@ impl Weaver {
             66..74 => {
                 json!({"op": "complete", "id": id, "value": 1, "token": token, "fetchNext": self.chance(0.5)})
             }
-            74..79 => json!({"op": "fail", "id": id, "error": "boom", "token": token, "fetchNext": self.chance(0.4)}),
-            79 => json!({"op": "moveToDelayed", "id": id, "at": self.now + self.pick(&SPANS), "token": token}),
+            74..79 => {
+                json!({"op": "fail", "id": id, "error": "boom", "token": token, "fetchNext": self.chance(0.4)})
+            }
+            79 => {
+                json!({"op": "moveToDelayed", "id": id, "at": self.now + self.pick(&SPANS), "token": token})
+            }
             80 => json!({"op": "moveLimited", "id": id, "token": token}),
             81..84 => json!({"op": "remove", "id": id}),
             84..86 => json!({"op": "promote", "id": id}),

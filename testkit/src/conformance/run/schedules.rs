@@ -33,9 +33,10 @@ impl Runner<'_> {
         let repeat = Self::repeat(step.get("repeat").unwrap_or(&Value::Null));
         let scheduled = schedules.upsert(id, repeat, template).await?;
         #[expect(clippy::cast_possible_truncation, reason = "a delay in ms")]
-        Ok(scheduled.map_or(Value::Null, |s| {
-            json!({ "id": mask(s.id.as_str()), "delay": s.delay.as_millis() as u64 })
-        }))
+        Ok(scheduled.map_or(
+            Value::Null,
+            |s| json!({ "id": mask(s.id.as_str()), "delay": s.delay.as_millis() as u64 }),
+        ))
     }
 
     pub(super) async fn remove_scheduler(&mut self, queue: &str, id: &str) -> StepResult {
@@ -72,7 +73,9 @@ impl Runner<'_> {
                 // The schedule ends here, and says why; the job runs.
                 Ok(_) | Err(ScheduleOpError::Schedule(_)) => {}
                 Err(ScheduleOpError::Refused { refusal, .. }) => return Err(refusal.into()),
-                Err(ScheduleOpError::Script(error)) => return Err(EnqueueError::Refused(error.to_string()).into()),
+                Err(ScheduleOpError::Script(error)) => {
+                    return Err(EnqueueError::Refused(error.to_string()).into());
+                }
             }
         }
         Ok(())
