@@ -175,7 +175,7 @@ async fn a_flow_of_a_thousand_levels_is_removed() {
     quick!(bench, "", {
         bench.producer.enqueue_flow(deep(999)).await.unwrap();
         assert_eq!(bench.len("ZCARD", "waiting-children").await, 999);
-        assert_eq!(bench.admin.remove(&JobId::stored("l0"), NOW).await.unwrap(), Removal::Removed);
+        assert_eq!(bench.admin.remove(&JobId::stored("l0")).await.unwrap(), Removal::Removed);
         assert_eq!((bench.len("ZCARD", "waiting-children").await, bench.len("LLEN", "wait").await), (0, 0));
     });
     let left: Vec<String> = redis::cmd("KEYS").arg("bull:q:*").query_async(&mut bench.conn).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_flow_of_ten_thousand_children_is_removed() {
         }
         bench.producer.enqueue_flow(flow).await.unwrap();
         assert_eq!(bench.len("SCARD", "root:dependencies").await, 10_000);
-        assert_eq!(bench.admin.remove(&JobId::stored("root"), NOW).await.unwrap(), Removal::Removed);
+        assert_eq!(bench.admin.remove(&JobId::stored("root")).await.unwrap(), Removal::Removed);
         assert_eq!((bench.len("EXISTS", "root").await, bench.len("LLEN", "wait").await), (0, 0));
     });
 }
@@ -225,7 +225,7 @@ async fn long_queues_are_drained_cleaned_retried_and_obliterated() {
          call('ZADD', P .. 'prioritized', i, 'p' .. i) end"
     );
     quick!(bench, &waiting, {
-        bench.admin.drain(false, NOW).await.unwrap();
+        bench.admin.drain(false).await.unwrap();
         assert_eq!((bench.len("LLEN", "wait").await, bench.len("ZCARD", "prioritized").await), (0, 0));
     });
     let finished = format!(
@@ -237,7 +237,7 @@ async fn long_queues_are_drained_cleaned_retried_and_obliterated() {
         reprocess_all(&mut bench.conn, &keys, Peer::V5, FinalState::Failed, NOW).await.unwrap();
         promote_all(&mut bench.conn, &keys, Peer::V5).await.unwrap();
         assert_eq!(bench.len("LLEN", "wait").await, 40_000);
-        let cleaned = bench.admin.clean(Cleanable::Waiting, Duration::ZERO, 0, NOW).await.unwrap();
+        let cleaned = bench.admin.clean(Cleanable::Waiting, Duration::ZERO, 0).await.unwrap();
         assert_eq!(cleaned.len(), 40_000);
     });
     // One of them waited for ten thousand children, which are gone.
@@ -247,7 +247,7 @@ async fn long_queues_are_drained_cleaned_retried_and_obliterated() {
          call('HSET', P .. '7:processed', 'bull:q:done' .. i, '1') end"
     );
     quick!(bench, &heavy, {
-        assert_eq!(bench.admin.obliterate(false, NOW).await.unwrap(), Obliterated::Gone);
+        assert_eq!(bench.admin.obliterate(false).await.unwrap(), Obliterated::Gone);
         let left: Vec<String> =
             redis::cmd("KEYS").arg("bull:q:*").query_async(&mut bench.conn).await.unwrap();
         assert_eq!(left, Vec::<String>::new());
