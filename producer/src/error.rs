@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mpanel_connect::ConnectError;
+use mpanel_connect::{ConnectError, is_broken};
 use mpanel_protocol::{
     ids::NameError, outcome::Refusal, schedule::ScheduleError, script::ScriptError, seal::SealError,
     unique::UniqueError,
@@ -114,6 +114,10 @@ pub enum EnqueueError {
     /// The connection broke while the call was under way.
     #[error("it is not known whether the job was stored ({0}); with a job id of your own, enqueue it again")]
     Unknown(String),
+    /// The script failed on what it found in Redis, such as a key of another type.
+    /// The same call will fail again until that is mended.
+    #[error("the queue in Redis is damaged, it is not known whether the job was stored: {0}")]
+    Broken(String),
     /// The producer was shut down.
     #[error("the producer is closed")]
     Closed,
@@ -138,6 +142,7 @@ impl EnqueueError {
             | Self::AcrossSlots { .. }
             | Self::Rejected(_)
             | Self::NotReplicated { .. }
+            | Self::Broken(_)
             | Self::Closed => false,
         }
     }
@@ -150,7 +155,10 @@ impl EnqueueError {
         match error {
             ScriptError::Encoding(why) => Self::Payload(why.clone()),
             _ if error.is_not_done() => Self::Refused(error.to_string()),
-            _ => Self::Unknown(error.to_string()),
+            ScriptError::Redis { source, .. } if is_broken(source) || source.code().is_none() => {
+                Self::Unknown(error.to_string())
+            }
+            _ => Self::Broken(error.to_string()),
         }
     }
 }

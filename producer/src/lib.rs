@@ -34,6 +34,8 @@ mod error;
 mod flow;
 mod kinds;
 mod options;
+#[cfg(feature = "outbox")]
+pub mod outbox;
 mod producer;
 mod queue;
 mod rules;

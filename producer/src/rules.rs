@@ -219,7 +219,7 @@ pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
 
 /// The parent that the options name: `parent: {id, queue}`, with what is to happen
 /// to it when the job fails for good.
-fn parent_of(options: &JobOptions) -> Result<Option<ParentRef>, EnqueueError> {
+pub(crate) fn parent_of(options: &JobOptions) -> Result<Option<ParentRef>, EnqueueError> {
     let Some(parent) = options.other.get("parent").filter(|p| !p.is_null()) else { return Ok(None) };
     let text = |name| parent.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let (Some(id), Some(queue)) = (text("id"), text("queue")) else {

@@ -10,6 +10,7 @@
 //! | [`services`] | what we do for mPanel; they never import each other |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
+//! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
 //! that harmless is in Postgres: a fence for each job, a record of each step
@@ -23,5 +24,6 @@ pub mod config;
 pub mod exit;
 pub mod migrate;
 pub mod neighbours;
+pub mod outbox;
 pub mod serve;
 pub mod services;

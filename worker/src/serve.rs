@@ -13,7 +13,7 @@ use crate::{
     app::{App, QueueService, ServiceHandler},
     config::PeerLine,
     exit::{Exit, Failed},
-    neighbours,
+    neighbours, outbox,
 };
 
 /// Serves the queues until `stop`, or with `drain` until they are empty.
@@ -34,7 +34,7 @@ pub async fn serve(
         PeerLine::V5 => Peer::V5,
         PeerLine::V6 => Peer::V6,
     };
-    let engine = Engine::builder(redis).prefix(prefix).peer(peer).connect();
+    let engine = Engine::builder(redis.clone()).prefix(prefix.clone()).peer(peer).connect();
     let engine = tokio::select! {
         // cancel-safe: only waiting for the server.
         () = stop.cancelled() => return Ok(()),
@@ -49,6 +49,8 @@ pub async fn serve(
         .map(|service| start(app, &engine, service, &name))
         .collect::<Result<Vec<Worker>, EngineError>>()
         .map_err(of_engine)?;
+    let relay_stop = stop.child_token();
+    let relay = tokio::spawn(outbox::relay(app.db.clone(), redis, prefix, peer, relay_stop.clone()));
     tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
     tell_systemd(NotifyState::Ready);
 
@@ -67,6 +69,9 @@ pub async fn serve(
     tell_systemd(NotifyState::Stopping);
     let grace = app.config.run.drain_timeout;
     let reports = join_all(workers.into_iter().map(|worker| worker.stop(grace))).await;
+    relay_stop.cancel();
+    // A panic in it has been printed.
+    let _ = relay.await;
     let unfinished: usize = reports.iter().map(|report| report.unfinished).sum();
     if unfinished > 0 {
         tracing::warn!(unfinished, "some jobs did not end in time; they are rescued when their locks expire");

@@ -33,6 +33,7 @@ use serde_json::Value;
 pub use compare::{Expected, assert_enqueued};
 pub use real::{assert_queue, jobs_of};
 pub use record::Recorder;
+pub(crate) use record::SystemClock;
 
 use crate::{
     batch::Lane,
@@ -68,7 +69,7 @@ pub struct SeenJob {
 /// ends never, since no job does).
 #[must_use]
 pub fn recording() -> (Producer, Arc<Recorder>) {
-    recording_with(Arc::new(record::SystemClock), None)
+    recording_with(Arc::new(SystemClock), None)
 }
 
 /// The same with a clock of the test's, and with keys for sealed fields.

@@ -23,7 +23,7 @@ use crate::{
 
 /// This machine's time.
 #[derive(Debug)]
-pub(super) struct SystemClock;
+pub(crate) struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> TimestampMs {
