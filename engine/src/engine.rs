@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use mpanel_connect::{ConnectError, Redis, ServerClock};
+use mpanel_connect::{ConnectError, Redis, ServerClock, local_zone};
 use mpanel_protocol::{
     ids::{NameError, Prefix, QueueName},
     keys::QueueKeys,
     peer::Peer,
+    schedule::Zone,
     seal::Keyring,
     time::{Clock, TimestampMs},
 };
@@ -38,6 +39,8 @@ pub(crate) struct EngineInner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) keeper: Arc<LockKeeper>,
     pub(crate) keyring: Option<Arc<Keyring>>,
+    /// In which cron patterns are read that name none.
+    pub(crate) zone: Zone,
     random: Option<fn() -> f64>,
     watches: Watches,
 }
@@ -88,6 +91,7 @@ pub struct EngineBuilder {
     peer: Peer,
     clock: Option<Arc<dyn Clock>>,
     keyring: Option<Arc<Keyring>>,
+    zone: Option<Zone>,
     random: Option<fn() -> f64>,
 }
 
@@ -117,6 +121,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn keyring(mut self, keyring: Arc<Keyring>) -> Self {
         self.keyring = Some(keyring);
+        self
+    }
+
+    /// In which zone cron patterns of schedules are read that name none; default:
+    /// the machine's.
+    #[must_use]
+    pub fn time_zone(mut self, zone: Zone) -> Self {
+        self.zone = Some(zone);
         self
     }
 
@@ -152,6 +164,7 @@ impl EngineBuilder {
                 clock,
                 keeper,
                 keyring: self.keyring,
+                zone: self.zone.unwrap_or_else(local_zone),
                 random: self.random,
                 watches: Watches::default(),
             }),
@@ -193,6 +206,7 @@ impl Engine {
             peer: Peer::default(),
             clock: None,
             keyring: None,
+            zone: None,
             random: None,
         }
     }

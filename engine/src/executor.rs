@@ -24,6 +24,7 @@ use crate::{
     handler::FinalCause,
     outcome::{AttemptFailure, after_failure, after_success, final_cause},
     router::{AnyHandler, Ran},
+    schedules,
     sealed::Payload,
     worker::Shared,
 };
@@ -54,7 +55,10 @@ pub(crate) async fn run_attempt(
     );
     async move {
         let id = job.id.clone();
-        let transition = attempt(&shared, &job, &token, cancelled, lock_lost.clone()).await;
+        let transition = match schedules::carry_on(&shared, &job, &cancelled, &lock_lost).await {
+            Ok(()) => attempt(&shared, &job, &token, cancelled, lock_lost.clone()).await,
+            Err(schedules::Interrupted) => Some(Transition::Release),
+        };
         match transition {
             Some(transition) if !lock_lost.load(Ordering::Relaxed) => {
                 note(&transition);

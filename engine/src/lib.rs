@@ -53,6 +53,7 @@ pub mod outcome;
 mod pump;
 mod rescuer;
 mod router;
+mod schedules;
 mod sealed;
 mod worker;
 
