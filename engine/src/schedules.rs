@@ -47,8 +47,7 @@ pub(crate) async fn carry_on(
         let outcome = match engine.redis.shared_for(shared.keys.meta()).await {
             Ok(mut conn) => {
                 let (keys, now) = (&shared.keys, engine.now());
-                let made =
-                    continue_schedule(&mut conn.conn, keys, engine.peer, now, engine.zone, job).await;
+                let made = continue_schedule(&mut conn.conn, keys, engine.peer, now, engine.zone, job).await;
                 if let Err(ScheduleOpError::Script(ScriptError::Redis { source, .. })) = &made {
                     engine.redis.report(&conn, source).await;
                 }

@@ -59,6 +59,10 @@ impl Rules {
         if options.delay.is_some_and(|delay| delay < 0.0) && !self.as_node {
             return Err(EnqueueError::option("delay", "it must not be negative"));
         }
+        if options.other.contains_key("repeat") && !self.as_node {
+            let why = "a job alone does not repeat; see `Producer::schedules`";
+            return Err(EnqueueError::option("repeat", why));
+        }
         self.short("job id", options.job_id.as_deref().unwrap_or_default())
     }
 

@@ -45,7 +45,7 @@ for i = 1, n do
   looked = looked + 1
   local id = isList and ids[n + 1 - i] or ids[i]
   local keep = not isOld(id) or (state == "active" and call("EXISTS", P .. id .. ":lock") == 1)
-    or isCurrentIteration(q, id)
+    or (not finished and isCurrentIteration(q, id))
   if keep then
     kept = kept + 1
   else
