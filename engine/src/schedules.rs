@@ -15,6 +15,7 @@ use mpanel_protocol::{
         schedule::{Continued, ScheduleOpError, continue_schedule},
     },
     job::FetchedJob,
+    schedule::may_be_scheduled,
     script::ScriptError,
 };
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,9 @@ pub(crate) async fn carry_on(
     lock_lost: &AtomicBool,
 ) -> Result<(), Interrupted> {
     let engine = &shared.engine;
+    if !may_be_scheduled(job, engine.peer) {
+        return Ok(());
+    }
     let mut pause = PAUSE_MIN;
     loop {
         let outcome = match engine.redis.shared_for(shared.keys.meta()).await {

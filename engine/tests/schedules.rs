@@ -247,6 +247,80 @@ async fn a_worker_killed_between_take_and_next_run_ends_no_schedule() {
     worker.stop(PATIENCE).await;
 }
 
+/// Not a test of its own: the worker process that the next one kills. Without its
+/// variable it does nothing.
+#[tokio::test]
+async fn worker_process() {
+    let Ok(url) = std::env::var("SCHEDULES_TEST_REDIS") else { return };
+    let engine = mpanel_engine::Engine::connect(&url).await.unwrap();
+    let worker = engine
+        .worker("kills")
+        .unwrap()
+        .lock(Duration::from_millis(400))
+        .stalled_interval(Duration::from_millis(200))
+        .handle("tick", echo())
+        .start()
+        .unwrap();
+    tokio::time::sleep(PATIENCE).await;
+    worker.stop(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn kill_9_again_and_again_ends_no_schedule() {
+    let bench = Bench::start().await;
+    let queue = "kills";
+    let schedules = schedules(&bench, queue);
+    let names = ["a", "b", "c"];
+    for (i, name) in names.iter().enumerate() {
+        let every = Duration::from_millis(5 + 4 * i as u64);
+        schedules.upsert(name, Repeat::every(every), JobTemplate::new("tick")).await.unwrap();
+    }
+    let mut seen = 0;
+    for _ in 0..12 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "worker_process"])
+            .env("SCHEDULES_TEST_REDIS", bench.server.url())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // In the midst of work: it takes and makes some hundred runs a second.
+        seen = completed_ids(&bench, queue, seen + 20).await.len();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let worker = bench
+        .worker(queue)
+        .lock(Duration::from_millis(400))
+        .stalled_interval(Duration::from_millis(200))
+        .handle("tick", echo())
+        .start()
+        .unwrap();
+    for name in names {
+        let before: i64 = bench.ask(&format!("ZSCORE bull:{queue}:repeat {name}")).await;
+        eventually("the schedule goes on", PATIENCE, || async {
+            let at: i64 = bench.ask(&format!("ZSCORE bull:{queue}:repeat {name}")).await;
+            if at > before + 200 { Ok(()) } else { Err(format!("{name} stands at {at}")) }
+        })
+        .await
+        .unwrap();
+        schedules.remove(name).await.unwrap();
+    }
+    eventually("nothing is left to do", PATIENCE, || async {
+        let counts = bench.admin(queue).counts().await.map_err(|e| e.to_string())?;
+        let open = counts.waiting + counts.active + counts.delayed + counts.prioritized;
+        if open == 0 { Ok(()) } else { Err(format!("{counts:?}")) }
+    })
+    .await
+    .unwrap();
+    worker.stop(PATIENCE).await;
+    let mut done = bench.event_ids(queue, "completed").await;
+    let all = done.len();
+    done.sort();
+    done.dedup();
+    assert_eq!(done.len(), all, "no run was finished twice");
+}
+
 #[tokio::test]
 async fn a_limit_ends_a_schedule_and_its_entry_stays() {
     let bench = Bench::start().await;

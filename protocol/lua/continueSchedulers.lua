@@ -23,6 +23,7 @@ local function continue(item)
   if not before or producer ~= iterationId(scheduler, before) then return { 1 } end
   local stored = call("HMGET", key, "name", "data", "every", "startDate", "offset")
   every = tonumber(stored[3]) or every
+  if every and every < 1 then return { 1 } end -- foreign: no interval at all
   if every then at = nextSlot(before, every, now, tonumber(stored[5]) or offset, nil) end
   if not at then return { 1 } end
 

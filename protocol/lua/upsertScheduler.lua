@@ -28,6 +28,10 @@ end
 -- while the queue is paused, where 6.x keeps none; under 5.x a 6.x may have paused.
 local function forgetIteration(id)
   local found = call("ZREM", P .. "delayed", id) == 1 or call("ZREM", P .. "prioritized", id) == 1
+  -- A list is only gone through for a job that may be there.
+  if not found and (call("HEXISTS", P .. id, "finishedOn") == 1 or call("LPOS", P .. "active", id)) then
+    return false
+  end
   if not found and (not q.paused or peer == "v5") then found = call("LREM", P .. "wait", 1, id) > 0 end
   if not found and q.paused then found = call("LREM", P .. "paused", 1, id) > 0 end
   if found then removeJob(q, id, true, true, now) end

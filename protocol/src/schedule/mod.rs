@@ -19,7 +19,7 @@ pub use cron::{Bounds, Cron};
 pub(crate) use plan::legacy_ids_of_key;
 pub use plan::{
     Continuation, FirstRun, LegacyRun, LegacySuccessor, NextRun, Successor, legacy_removal_keys,
-    plan_continuation, plan_legacy, plan_upsert,
+    may_be_scheduled, plan_continuation, plan_legacy, plan_upsert,
 };
 pub use repeat::{Every, Repeat, Rhythm};
 pub use stored::{Repeatable, Scheduler};

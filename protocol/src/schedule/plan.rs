@@ -211,6 +211,14 @@ fn looks_old(key: &str, peer: Peer) -> bool {
     }
 }
 
+/// Whether a job may belong to a schedule: told from what is at hand, since most
+/// jobs do not.
+#[must_use]
+pub fn may_be_scheduled(job: &FetchedJob, peer: Peer) -> bool {
+    let keyed = job.scheduler.as_deref().is_some_and(|key| !key.is_empty());
+    keyed || (peer == Peer::V5 && job.opts.contains("\"repeat\""))
+}
+
 /// What follows a job that was just taken.
 ///
 /// # Errors
@@ -221,11 +229,10 @@ pub fn plan_continuation(
     local: Zone,
     peer: Peer,
 ) -> Result<Continuation, ScheduleError> {
-    let key = job.scheduler.as_deref().filter(|key| !key.is_empty());
-    // The cheap test first: most jobs belong to no schedule.
-    if key.is_none() && (peer == Peer::V6 || !job.opts.contains("\"repeat\"")) {
+    if !may_be_scheduled(job, peer) {
         return Ok(Continuation::NotScheduled);
     }
+    let key = job.scheduler.as_deref().filter(|key| !key.is_empty());
     let mut options: Map<String, Value> = serde_json::from_str(&job.opts).unwrap_or_default();
     let repeat = match options.get("repeat") {
         Some(Value::Object(repeat)) => Repeat::from_json(repeat.clone()),
