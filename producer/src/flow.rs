@@ -324,6 +324,9 @@ impl Producer {
                 return Err(EnqueueError::option("deduplication", why));
             }
             let keys = QueueKeys::new(&rules.prefix, &queue);
+            if let Some(first) = plan.parts.first() {
+                self.rules.same_slot(first.keys.qualified_name(), keys.qualified_name())?;
+            }
             let id = job.id.clone().unwrap_or_else(random_id);
             let depth = above.map_or(1, |above| plan.nodes[above].depth + 1);
             if depth > DEPTH_MAX {

@@ -228,6 +228,20 @@ impl EnqueueOptions {
     /// Encrypts these payload fields (names at the top, or JSON pointers) with the
     /// producer's keyring; see [`crate::ProducerBuilder::keyring`]. A job without an
     /// id of its own gets a UUID.
+    ///
+    /// ```no_run
+    /// # async fn run(redis: mpanel_connect::Redis, key: String) -> Result<(), mpanel_producer::EnqueueError> {
+    /// use std::sync::Arc;
+    /// use mpanel_producer::{EnqueueOptions, Keyring, Producer};
+    /// use serde_json::json;
+    ///
+    /// let keyring = Arc::new(Keyring::new("2026-11", &key)?); // openssl rand -base64 32
+    /// let pods = Producer::builder(redis).keyring(keyring).connect().await?.queue("pods")?;
+    /// let payload = json!({"hostname": "shop", "rootPassword": "s3cret"});
+    /// pods.enqueue("create", &payload, EnqueueOptions::new().seal(&["rootPassword"])).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn seal<S: AsRef<str>>(mut self, fields: &[S]) -> Self {
         self.sealed.extend(fields.iter().map(|f| f.as_ref().to_owned()));

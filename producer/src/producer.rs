@@ -7,6 +7,7 @@ use std::{
 
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::{ids::Prefix, keys::QueueKeys, peer::Peer, seal::Keyring, time::Clock};
+use redis::aio::MultiplexedConnection;
 
 use crate::{
     batch::Lane,
@@ -89,6 +90,19 @@ impl ProducerBuilder {
 
     /// Refuses jobs while so many are waiting or delayed in their queue; see
     /// [`QueueProducer::max_waiting`]. Default: no limit.
+    ///
+    /// ```no_run
+    /// # async fn run(redis: mpanel_connect::Redis) -> Result<(), mpanel_producer::EnqueueError> {
+    /// use mpanel_producer::{EnqueueError, EnqueueOptions, Producer};
+    ///
+    /// let producer = Producer::builder(redis).max_waiting(1_000_000).connect().await?;
+    /// match producer.queue("scans")?.enqueue("scan", &7, EnqueueOptions::new()).await {
+    ///     Err(EnqueueError::QueueFull { limit, .. }) => println!("{limit} jobs wait: later"),
+    ///     other => println!("job {}", other?.id()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_waiting(mut self, jobs: u64) -> Self {
         self.lane.max_waiting = Some(jobs);
         self
@@ -110,6 +124,11 @@ impl ProducerBuilder {
         self.lane.durability.check()?;
         self.redis.check().await?;
         let mut shared = self.redis.shared().await?;
+        let cluster = in_cluster(&mut shared.conn).await;
+        if cluster && !self.prefix.has_hash_tag() {
+            let why = format!("in a Redis Cluster it needs a hash tag, such as {{{}}}", self.prefix);
+            return Err(EnqueueError::option("prefix", why));
+        }
         let clock = match self.clock {
             Some(clock) => clock,
             None => {
@@ -130,11 +149,19 @@ impl ProducerBuilder {
                 size_limit: self.size_limit,
                 keyring: self.keyring,
                 as_node: self.as_node,
+                cluster,
             },
             lane: self.lane,
             handles: Arc::default(),
         })
     }
+}
+
+/// Whether the server is part of a Cluster; one that does not say so is not.
+async fn in_cluster(conn: &mut MultiplexedConnection) -> bool {
+    let hello: Result<HashMap<String, redis::Value>, _> = redis::cmd("HELLO").query_async(conn).await;
+    let mode = hello.ok().and_then(|mut hello| hello.remove("mode"));
+    mode.and_then(|mode| redis::from_redis_value::<String>(mode).ok()).is_some_and(|mode| mode == "cluster")
 }
 
 impl Producer {

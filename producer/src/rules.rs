@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mpanel_protocol::{
     calls::add::{NewJob, ParentRef},
     ids::{JobId, Prefix, QueueName},
-    keys::QueueKeys,
+    keys::{QueueKeys, slot},
     options::{JobOptions, PRIORITY_MAX},
     seal::Keyring,
     time::{Clock, TimestampMs},
@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub(crate) keyring: Option<Arc<Keyring>>,
     /// Only what Node refuses is refused.
     pub(crate) as_node: bool,
+    /// What is stored in one step must share a slot.
+    pub(crate) cluster: bool,
 }
 
 impl Rules {
@@ -50,6 +52,15 @@ impl Rules {
     fn short(&self, what: &'static str, text: &str) -> Result<(), EnqueueError> {
         if text.len() > NAME_LIMIT && !self.as_node {
             return Err(EnqueueError::NameTooLong { what, bytes: text.len(), limit: NAME_LIMIT });
+        }
+        Ok(())
+    }
+
+    /// Refuses two keys that a Cluster keeps in different slots.
+    pub(crate) fn same_slot(&self, first: &str, second: &str) -> Result<(), EnqueueError> {
+        if self.cluster && slot(first) != slot(second) {
+            let (first, second) = (first.to_owned(), second.to_owned());
+            return Err(EnqueueError::AcrossSlots { first, second });
         }
         Ok(())
     }
@@ -114,6 +125,9 @@ impl Rules {
             return Err(EnqueueError::TooLarge { bytes: data.len(), limit });
         }
         let parent = parent_of(&options)?;
+        if let Some(parent) = &parent {
+            self.same_slot(QueueKeys::new(&self.prefix, queue).qualified_name(), &parent.key)?;
+        }
         if let (Some(parent), Some(id)) = (&parent, &id)
             && !self.as_node
             && parent.key == QueueKeys::new(&self.prefix, queue).job(id)

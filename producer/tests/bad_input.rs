@@ -9,8 +9,8 @@ use common::{ask, start, stored_keys};
 use futures_util::future::join_all;
 use mpanel_connect::Redis;
 use mpanel_producer::{
-    BulkJob, ChildFailure, Deduplication, EnqueueError, EnqueueOptions, FlowJob, JobId, JobOptions, Prefix,
-    Producer, QueueName, Refusal,
+    BulkJob, ChildFailure, Deduplication, EnqueueError, EnqueueOptions, FlowJob, FlowOptions, JobId,
+    JobOptions, Prefix, Producer, QueueName, Refusal,
 };
 use redis::aio::MultiplexedConnection;
 use serde::Serialize;
@@ -164,7 +164,7 @@ async fn circular_flows_are_refused() {
         );
         // Its neighbours in a bulk are not stored either.
         let flows = [FlowJob::new("fine", "q"), flow];
-        let error = producer.enqueue_flows(flows, &mpanel_producer::FlowOptions::new()).await.unwrap_err();
+        let error = producer.enqueue_flows(flows, &FlowOptions::new()).await.unwrap_err();
         assert!(matches!(error, EnqueueError::Circular { .. }), "{error:?}");
     }
     let error =
@@ -295,4 +295,54 @@ async fn a_producer_in_nodes_place_takes_what_node_takes() {
     producer.enqueue_flow(x().child(x())).await.unwrap();
     // Ids that would corrupt the queue are refused all the same.
     assert!(matches!(queue.enqueue("a", &1, new().job_id("wait")).await, Err(EnqueueError::Name(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cluster_what_is_stored_in_one_step_must_share_a_slot() {
+    let server = mpanel_testkit::RedisServer::builder().config("cluster-enabled yes").start().await.unwrap();
+    let mut conn = common::connect(&server).await;
+    let _: () = ask(&mut conn, "CLUSTER ADDSLOTSRANGE 0 16383").await;
+    mpanel_testkit::eventually("a cluster of one", common::PATIENCE, || {
+        let mut conn = conn.clone();
+        async move {
+            let info: String = ask(&mut conn, "CLUSTER INFO").await;
+            if info.contains("cluster_state:ok") { Ok(()) } else { Err(info) }
+        }
+    })
+    .await
+    .unwrap();
+    let redis = || Redis::open(&server.url()).unwrap();
+    let error = Producer::builder(redis()).connect().await.unwrap_err();
+    assert!(error.to_string().contains("{bull}"), "{error}");
+    let tagged = Prefix::new("{bull}").unwrap();
+    let producer = Producer::builder(redis()).prefix(tagged).connect().await.unwrap();
+    let other = || Prefix::new("{other}").unwrap();
+    let far = FlowJob::new("p", "q").child(FlowJob::new("c", "q").prefix(other()));
+    let error = producer.enqueue_flow(far).await.unwrap_err();
+    assert!(matches!(error, EnqueueError::AcrossSlots { .. }) && !error.is_retryable(), "{error:?}");
+    assert!(error.to_string().contains("hash tag"), "{error}");
+    let flows = [FlowJob::new("p", "q"), FlowJob::new("p", "q").prefix(other())];
+    let error = producer.enqueue_flows(flows, &FlowOptions::new()).await.unwrap_err();
+    assert!(matches!(error, EnqueueError::AcrossSlots { .. }), "{error:?}");
+    let far = new().parent_under(other(), queue_name("q"), JobId::stored("x"));
+    let error = producer.queue("q").unwrap().enqueue("a", &1, far).await.unwrap_err();
+    assert!(matches!(error, EnqueueError::AcrossSlots { .. }), "{error:?}");
+    assert_eq!(stored_keys(&mut conn).await, [""; 0]);
+    // Queues of one tag share a slot.
+    producer.enqueue_flow(FlowJob::new("p", "q").child(FlowJob::new("c", "r"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_refuses_and_nothing_is_stored() {
+    let (_server, producer, mut conn) = start().await;
+    let queue = producer.queue("q").unwrap();
+    queue.introduce().await.unwrap();
+    let _: () = ask(&mut conn, "CONFIG SET maxmemory 1").await;
+    let error = queue.enqueue("a", &1, new()).await.unwrap_err();
+    assert!(matches!(error, EnqueueError::Refused(_)) && error.is_retryable(), "{error:?}");
+    let error =
+        producer.enqueue_flow(FlowJob::new("p", "q").child(FlowJob::new("c", "q"))).await.unwrap_err();
+    assert!(matches!(error, EnqueueError::Refused(_)) && error.is_retryable(), "{error:?}");
+    let _: () = ask(&mut conn, "CONFIG SET maxmemory 0").await;
+    unharmed(&producer, &mut conn).await;
 }

@@ -118,9 +118,32 @@ impl QueueKeys {
     }
 }
 
+/// The slot of a Redis Cluster that a key lives in: CRC16 (XMODEM) of its hash tag,
+/// or of the whole key when it has none.
+#[must_use]
+pub fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    let crc = hashed.bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    });
+    crc % 16_384
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_are_rediss() {
+        // CLUSTER KEYSLOT of Redis 7.0.15.
+        for (key, expected) in [("123456789", 12739), ("{bull}:q:meta", 9263), ("a{}b", 13694), ("", 0)] {
+            assert_eq!(slot(key), expected, "{key}");
+        }
+        assert_eq!(slot("{user1000}.following"), slot("{user1000}.followers"));
+    }
 
     #[test]
     fn keys_carry_prefix_and_queue() {

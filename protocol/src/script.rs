@@ -70,6 +70,8 @@ impl ScriptError {
                     | "NOPERM"
                     | "MOVED"
                     | "ASK"
+                    | "CROSSSLOT"
+                    | "EXECABORT"
             )
         )
     }

@@ -79,7 +79,14 @@ pub fn recording_with(clock: Arc<dyn Clock>, keyring: Option<Arc<Keyring>>) -> (
     let producer = Producer {
         backend: Backend::Recorder(recorder.clone()),
         peer: Peer::default(),
-        rules: Rules { prefix: Prefix::default(), clock, size_limit: SIZE_LIMIT, keyring, as_node: false },
+        rules: Rules {
+            prefix: Prefix::default(),
+            clock,
+            size_limit: SIZE_LIMIT,
+            keyring,
+            as_node: false,
+            cluster: false,
+        },
         lane: Lane::default(),
         handles: Arc::default(),
     };
