@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use mpanel_connect::{Redis, Shared, is_broken};
 use mpanel_protocol::{
-    calls::add::{Added, JOBS_PER_CALL, NewJob, add_jobs},
+    calls::add::{Added, JOBS_PER_CALL, NewJob, add_jobs, fit_in_call},
     keys::QueueKeys,
     peer::Peer,
     script::ScriptError,
@@ -133,7 +133,13 @@ impl Batcher {
             self.known.introduced = true;
         }
         let now = self.rules.clock.now();
-        let chunks: Vec<&[NewJob]> = jobs.chunks(JOBS_PER_CALL).collect();
+        let mut chunks = Vec::new();
+        let mut uncut = jobs;
+        while !uncut.is_empty() {
+            let (chunk, later) = uncut.split_at(fit_in_call(uncut.iter()));
+            chunks.push(chunk);
+            uncut = later;
+        }
         let mut results = Vec::with_capacity(jobs.len());
         let mut rest = &chunks[..];
         while !rest.is_empty() {

@@ -176,9 +176,6 @@ impl Producer {
     /// # Errors
     /// [`EnqueueError`]; all jobs are checked before the first is stored.
     ///
-    /// # Panics
-    /// Outside a Tokio runtime, with [`crate::testing::recording`].
-    ///
     /// # Cancel safety
     /// A dropped call may have stored the flow.
     pub async fn enqueue_flow(&self, flow: FlowJob) -> Result<FlowNode, EnqueueError> {

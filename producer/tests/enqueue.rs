@@ -174,6 +174,19 @@ async fn a_payload_of_megabytes_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bulk_of_large_payloads_is_cut_into_calls_and_keeps_its_order() {
+    let (_server, producer, mut conn) = start().await;
+    let queue = producer.queue("q").unwrap();
+    let large = "x".repeat(1024 * 1024);
+    let before = script_calls(&mut conn).await;
+    let results = queue.enqueue_bulk((0..40).map(|_| BulkJob::new("a", &large))).await.unwrap();
+    let calls = script_calls(&mut conn).await - before;
+    assert!((10..=16).contains(&calls), "{calls} calls");
+    let ids: Vec<String> = results.iter().map(|r| r.id().to_string()).collect();
+    assert_eq!(ids, (1..=40).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn node_parses_any_payload() {
     let (server, producer, _conn) = start().await;
     let node = NodeSidecar::start(&server.url()).await.unwrap();

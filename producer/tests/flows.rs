@@ -117,3 +117,19 @@ async fn defaults_by_queue_fill_what_a_job_leaves_open() {
     queue.enqueue("a", &1, new().job_id("own")).await.unwrap();
     assert_eq!(opts("bull:children:own").await["attempts"], 4);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_flows_are_stored_in_the_order_of_nodes_add_bulk() {
+    let (_server, producer, mut conn) = start().await;
+    let job = |id: &str| FlowJob::new("a", "q").options(new().job_id(id));
+    let flows = [
+        job("p1").children([job("c1"), job("m1").child(job("g1")), job("d1")]),
+        job("p2").children([job("c2").child(job("g2")), job("d2")]),
+        job("p3"),
+    ];
+    producer.enqueue_flows(flows, &FlowOptions::new()).await.unwrap();
+    let mut line: Vec<String> = ask(&mut conn, "LRANGE bull:q:wait 0 -1").await;
+    line.reverse();
+    // Read from FlowProducer.addBulk of 5.28.2, 5.81.5 and 6.7.0: level by level.
+    assert_eq!(line, ["p3", "c1", "d1", "d2", "g1", "g2"]);
+}

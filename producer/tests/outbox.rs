@@ -499,3 +499,20 @@ async fn a_recording_producer_takes_what_is_relayed() {
         .assert_enqueued(&[Expected::new("q", "a").id("own-0").data(0), Expected::new("q", "a").id("own-1")]);
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_rows_are_taken_few_at_a_time() {
+    let bench = Bench::start().await;
+    let large = "x".repeat(11 * 1024 * 1024);
+    let mut tx = bench.pool.begin().await.unwrap();
+    for n in 0..8 {
+        let options = new().job_id(format!("own-{n}"));
+        bench.outbox.enqueue(&mut tx, "q", "a", &large, options).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    // The poll would be too late: the relay knows that there is more.
+    let rare = RelayOptions { poll: Duration::from_secs(600), ..RelayOptions::default() };
+    let relay = bench.relay_with(rare).await;
+    bench.states_become((0, 8, 0)).await;
+    relay.stop().await;
+}

@@ -127,9 +127,8 @@ impl Relay {
                 }
             }
             let pause = match self.batch().await {
-                // A full batch: there may be more.
-                Ok(rows) if rows >= self.options.batch as usize => continue,
-                Ok(_) => {
+                Ok(true) => continue,
+                Ok(false) => {
                     outage = Duration::ZERO;
                     self.options.poll
                 }
@@ -154,11 +153,13 @@ impl Relay {
         }
     }
 
-    /// Relays one batch; answers how many rows it took.
-    async fn batch(&mut self) -> Result<usize, OutboxError> {
+    /// Relays one batch; says whether there may be more.
+    async fn batch(&mut self) -> Result<bool, OutboxError> {
         let mut tx = self.pool.begin().await?;
         let taken = rows::take(&mut tx, self.options.batch).await?;
         let count = taken.len();
+        let due = taken.first().map_or(0, |row| row.due);
+        let more = due >= i64::from(self.options.batch) || due.unsigned_abs() as usize > count;
         let mut by_queue: Vec<(String, Vec<(Row, NewJob)>)> = Vec::new();
         for row in taken {
             match self.job(&row) {
@@ -187,7 +188,7 @@ impl Relay {
         if !sent.is_empty() {
             tracing::debug!(jobs = sent.len(), "relayed from the outbox");
         }
-        Ok(count)
+        Ok(more)
     }
 
     /// The job of a row; rows can be written by anyone, so all is checked again.

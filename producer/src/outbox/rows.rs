@@ -14,6 +14,8 @@ use crate::error::EnqueueError;
 
 /// What NOTIFY wakes relays on.
 pub(super) const CHANNEL: &str = "fleet_outbox";
+/// Payload bytes read at once, the last row over it included.
+const BYTES: i64 = 32 * 1024 * 1024;
 /// Sent rows deleted in one statement.
 const SWEEP: i64 = 5000;
 
@@ -29,6 +31,8 @@ pub(super) struct Row {
     pub(super) timestamp_ms: i64,
     pub(super) run_at_ms: Option<i64>,
     pub(super) tries: i32,
+    /// How many rows were due, up to the most that was asked for.
+    pub(super) due: i64,
 }
 
 /// Writes a row and the wake-up, which Postgres delivers at commit. `false`: the id
@@ -69,16 +73,20 @@ pub(super) async fn table_exists(pool: &PgPool) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("SELECT to_regclass('fleet_outbox') IS NOT NULL").fetch_one(pool).await
 }
 
-/// Takes rows that are due; they stay locked until the transaction ends. Rows that
-/// another relay has are passed over.
+/// Takes rows that are due, few when they are large; they stay locked until the
+/// transaction ends. Rows that another relay has are passed over.
 pub(super) async fn take(tx: &mut PgConnection, most: u32) -> Result<Vec<Row>, sqlx::Error> {
     sqlx::query_as(
-        "SELECT id, queue, job_id, name, data, options, timestamp_ms, run_at_ms, tries
-         FROM fleet_outbox
-         WHERE state = 'pending' AND not_before <= now()
-         ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED",
+        "WITH due AS (
+           SELECT * FROM fleet_outbox WHERE state = 'pending' AND not_before <= now()
+           ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)
+         SELECT id, queue, job_id, name, data, options, timestamp_ms, run_at_ms, tries, due
+         FROM (SELECT *, count(*) OVER () AS due,
+                      sum(octet_length(data)) OVER (ORDER BY id) - octet_length(data) AS before FROM due) sized
+         WHERE before < $2 ORDER BY id",
     )
     .bind(i64::from(most))
+    .bind(BYTES)
     .fetch_all(tx)
     .await
 }

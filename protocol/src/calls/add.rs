@@ -18,6 +18,20 @@ use crate::{
 /// 5 ms with small jobs. More jobs go as several calls, sent together.
 pub const JOBS_PER_CALL: usize = 200;
 
+/// Most payload bytes in one call, unless one job alone has more: Redis takes no
+/// argument of half a gigabyte, and one long call holds everybody up.
+const BYTES_PER_CALL: usize = 4 * 1024 * 1024;
+
+/// How many of these jobs, from the first on, go into one call.
+pub fn fit_in_call<'a>(jobs: impl Iterator<Item = &'a NewJob>) -> usize {
+    let mut bytes = 0;
+    let fits = jobs.take(JOBS_PER_CALL).take_while(|job| {
+        bytes += job.data.len();
+        bytes <= BYTES_PER_CALL
+    });
+    fits.count().max(1)
+}
+
 /// One job to store. The caller has validated id, priority and options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {

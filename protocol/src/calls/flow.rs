@@ -3,7 +3,7 @@
 
 use redis::aio::ConnectionLike;
 
-use super::add::{Added, JOBS_PER_CALL, NewJob, argument, decode};
+use super::add::{Added, NewJob, argument, decode, fit_in_call};
 use crate::{
     ids::JobId,
     keys::QueueKeys,
@@ -45,7 +45,7 @@ pub async fn add_flow(
     let mut rest = parts;
     while let Some(first) = rest.first() {
         // Neighbours of one queue travel in one call.
-        let n = rest.iter().take_while(|p| p.keys == first.keys).count().min(JOBS_PER_CALL);
+        let n = fit_in_call(rest.iter().take_while(|p| p.keys == first.keys).map(|p| &p.job));
         let (run, later) = rest.split_at(n);
         let argument = argument(peer, now, run.iter().map(|p| &p.job), settle, None)?;
         ADD_JOBS.append(&mut pipe, sizes.is_empty(), first.keys.meta(), &argument);
