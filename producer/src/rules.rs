@@ -49,7 +49,7 @@ impl Rules {
         Ok(QueueName::new(name)?)
     }
 
-    fn short(&self, what: &'static str, text: &str) -> Result<(), EnqueueError> {
+    pub(crate) fn short(&self, what: &'static str, text: &str) -> Result<(), EnqueueError> {
         if text.len() > NAME_LIMIT && !self.as_node {
             return Err(EnqueueError::NameTooLong { what, bytes: text.len(), limit: NAME_LIMIT });
         }

@@ -150,6 +150,8 @@ impl Schedules {
     ) -> Result<Option<Scheduled>, EnqueueError> {
         let id = SchedulerId::new(id)?;
         let JobTemplate { name, data, options } = template;
+        self.producer.rules.short("scheduler id", id.as_str())?;
+        self.producer.rules.short("job name", name.as_deref().unwrap_or_default())?;
         let checked: JobOptions = serde_json::from_value(Value::Object(options.clone()))
             .map_err(|e| EnqueueError::Option { option: "template.opts", why: e.to_string() })?;
         validate(&JobOptions { job_id: None, deduplication: None, ..checked })?;
@@ -228,6 +230,7 @@ impl Schedules {
             return Err(EnqueueError::option("repeat", "BullMQ 6.x has no repeatables; use a job scheduler"));
         }
         plain(&options)?;
+        self.producer.rules.short("job name", name)?;
         // The id given is part of the key and no job's.
         validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
         let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;

@@ -28,6 +28,7 @@ local function continue(item)
   if not at then return { 1 } end
 
   local id = iterationId(scheduler, at)
+  checkTypes(q)
   maxEvents(q)
   if call("EXISTS", P .. id) == 1 then
     call("XADD", q.events, "*", "event", "duplicated", "jobId", id)

@@ -14,6 +14,7 @@
 local now, peer, scheduler, name, at, every, offset, more, templateOpts, templateData, opts =
   unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
+checkTypes(q)
 maxEvents(q)
 local key = P .. "repeat:" .. scheduler
 local before = tonumber(call("ZSCORE", P .. "repeat", scheduler))

@@ -4,6 +4,15 @@ local function iterationId(scheduler, at)
   return "repeat:" .. scheduler .. ":" .. string.format("%.0f", at)
 end
 
+-- Fails here, before anything is written, when a key has a wrong type.
+local function checkTypes(q)
+  call("LLEN", targetList(q))
+  call("ZCARD", q.P .. "delayed")
+  call("ZCARD", q.P .. "prioritized")
+  call("ZCARD", q.P .. "marker")
+  call("XLEN", q.events)
+end
+
 -- Slots of an interval. Without a slot before, the first: at the start date, at
 -- the next slot with the offset, or now. With one, the slot after it, or, when
 -- that has passed, the first one after now.
