@@ -25,6 +25,12 @@ if every then
   at = nextSlot(sameEvery and before or nil, every, now, offset, more[4])
 end
 
+-- From the end where it is nearer: just made near the head, long in line near the tail.
+local function dropFromLine(list, id)
+  local near = call("LPOS", list, id, "MAXLEN", 1000)
+  return call("LREM", list, near and 1 or -1, id) > 0
+end
+
 -- Takes away the iteration that is still to come. 5.x and 6.x look into `paused`
 -- while the queue is paused, where 6.x keeps none; under 5.x a 6.x may have paused.
 local function forgetIteration(id)
@@ -33,8 +39,8 @@ local function forgetIteration(id)
   if not found and (call("HEXISTS", P .. id, "finishedOn") == 1 or call("LPOS", P .. "active", id)) then
     return false
   end
-  if not found and (not q.paused or peer == "v5") then found = call("LREM", P .. "wait", 1, id) > 0 end
-  if not found and q.paused then found = call("LREM", P .. "paused", 1, id) > 0 end
+  if not found and (not q.paused or peer == "v5") then found = dropFromLine(P .. "wait", id) end
+  if not found and q.paused then found = dropFromLine(P .. "paused", id) end
   if found then removeJob(q, id, true, true, now) end
   return found
 end

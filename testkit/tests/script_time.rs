@@ -273,3 +273,27 @@ async fn many_due_jobs_and_large_bulks() {
         bench.producer.queue("q").unwrap().enqueue_bulk(jobs).await.unwrap();
     });
 }
+
+#[tokio::test]
+async fn a_schedule_is_changed_beside_half_a_million_waiting_jobs() {
+    let mut bench = Bench::start().await;
+    let line = "local t = {} for i = 1, 5000 do t[i] = i end \
+                for i = 1, 100 do call('RPUSH', P .. 'wait', unpack(t)) end ";
+    let run = format!(
+        "{JOB} {line} job('repeat:s:1') call('HSET', P .. 'repeat:s:1', 'rjk', 's') \
+         call('ZADD', P .. 'repeat', 1, 's') call('HSET', P .. 'repeat:s', 'name', 'n', 'every', 60000) "
+    );
+    for place in ["'RPUSH', P .. 'wait'", "'LPUSH', P .. 'wait'", "'LPUSH', P .. 'active'"] {
+        let fill = format!("{run} call({place}, 'repeat:s:1')");
+        quick!(bench, &fill, {
+            let schedules = bench.producer.schedules("q").unwrap();
+            for _ in 0..3 {
+                let every = mpanel_producer::Repeat::every(Duration::from_secs(60));
+                let template = mpanel_producer::JobTemplate::new("n");
+                schedules.upsert("s", every, template).await.unwrap().unwrap();
+            }
+            assert_eq!(bench.len("ZCARD", "repeat").await, 1);
+            assert!(schedules.remove("s").await.unwrap());
+        });
+    }
+}
