@@ -15,13 +15,12 @@
 ]]
 local now, peer, jobs, most = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
--- Fails here, before anything is written, when a key has a wrong type.
-local waiting = call("LLEN", P .. "wait") + call("LLEN", P .. "paused") + call("ZCARD", P .. "prioritized")
-  + call("ZCARD", P .. "delayed")
-call("XLEN", q.events)
-call("ZCARD", P .. "marker")
 -- How many more jobs the caller's limit admits.
-local room = most and most - waiting or math.huge
+local room = math.huge
+if most then
+  room = most - call("LLEN", P .. "wait") - call("LLEN", P .. "paused") - call("ZCARD", P .. "prioritized")
+    - call("ZCARD", P .. "delayed")
+end
 local results = {}
 
 -- Neighbours that go to the same end of the same list travel in one command.
@@ -34,6 +33,7 @@ local function flush()
   end
 end
 
+mustBeSound(q, { targetList(q) }, { "prioritized", "delayed", "waiting-children", "marker" })
 local counter = call("INCRBY", P .. "id", #jobs) - #jobs
 local refusedCount = 0 -- refused jobs take no id
 local anyWaiting, anyDelayed = false, false
@@ -41,23 +41,23 @@ local anyWaiting, anyDelayed = false, false
 -- The id is taken. A child that is added again is tied to its parent; else the
 -- caller is told, and nothing changes.
 local function duplicate(id, key, parent)
-  local old = call("HGET", key, "parentKey")
+  local old = attempt("HGET", key, "parentKey")
   if parent then
     local free = not old or old == parent[1] or (peer == "v6" and call("EXISTS", old) == 0)
     if not free then
       if call("EXISTS", old) == 1 then
         -- The flow is incomplete: its parent is not let go when the flow is settled.
-        if parent[3] then call("HSET", parent[1], "flowAttachmentFailed", "1") end
+        if parent[3] then attempt("HSET", parent[1], "flowAttachmentFailed", "1") end
         return -7
       end
     else
       if call("ZSCORE", P .. "completed", id) then
-        call("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
+        attempt("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
         if not parent[3] then releaseIfDone(peer, parent[1], now) end
       else
-        call("SADD", parent[1] .. ":dependencies", key)
+        attempt("SADD", parent[1] .. ":dependencies", key)
       end
-      call("HSET", key, "parentKey", parent[1], "parent", parent[2])
+      attempt("HSET", key, "parentKey", parent[1], "parent", parent[2])
     end
   end
   call("XADD", q.events, "*", "event", "duplicated", "jobId", id)
@@ -93,6 +93,9 @@ for i = 1, #jobs do
     end
     if holder then
       results[i] = { holder, 2 }
+    elseif parent and not attempt("SADD", parent[1] .. ":dependencies", key) then
+      refusedCount = refusedCount + 1
+      results[i] = { false, -5 } -- the parent could not wait for it
     else
       local delay, priority = job[6], job[7]
       local fields = { "name", job[2], "data", job[3], "opts", job[4], "timestamp", job[5],
@@ -133,7 +136,6 @@ for i = 1, #jobs do
         call("XADD", q.events, "*", "event", "waiting", "jobId", id)
         anyWaiting = true
       end
-      if parent then call("SADD", parent[1] .. ":dependencies", key) end
       room = room - 1
       results[i] = { id, 0 }
     end

@@ -24,7 +24,7 @@ if limit and not finished then window = math.min(window, limit - kept - before) 
 -- A job without a time, or without a hash, is as old as can be.
 local function isOld(id)
   if finished then return true end -- chosen by score already
-  local f = call("HMGET", P .. id, "timestamp", "processedOn", "finishedOn")
+  local f = attempt("HMGET", P .. id, "timestamp", "processedOn", "finishedOn") or {}
   local at = tonumber((isList and f[3]) or (state ~= "prioritized" and f[2]) or f[1] or nil)
   return at == nil or at <= newest
 end

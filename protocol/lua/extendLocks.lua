@@ -23,5 +23,5 @@ for i = 1, #pairs_ do
     lost[#lost + 1] = pairs_[i][1]
   end
 end
-if #kept > 0 then call("SREM", P .. "stalled", unpack(kept)) end
+if #kept > 0 then attempt("SREM", P .. "stalled", unpack(kept)) end
 return cmsgpack.pack(lost)

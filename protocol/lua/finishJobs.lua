@@ -45,11 +45,9 @@ if n > 0 then
   if kinds[COMPLETE] then call("ZCARD", P .. "completed") end
   if kinds[FAIL] then call("ZCARD", P .. "failed") end
   if kinds[DELAY] or kinds[SNOOZE] then call("ZCARD", P .. "delayed") end
-  if kinds[RETRY] or kinds[RELEASE] then
-    call("LLEN", targetList(q))
-    call("ZCARD", P .. "prioritized")
-    call("ZCARD", P .. "marker")
-  end
+  if kinds[CHILDREN] then call("ZCARD", P .. "waiting-children") end
+  local again = kinds[RETRY] or kinds[RELEASE]
+  mustBeSound(q, again and { targetList(q) } or {}, again and { "prioritized", "marker" } or {})
 end
 if promoteFirst then promoteDue(q, now) end
 
@@ -80,7 +78,8 @@ end
 local function countMetric(set)
   if not metricsPoints then return end
   local key = P .. "metrics:" .. set
-  local c = call("HINCRBY", key, "count", 1) - 1
+  local c = (attempt("HINCRBY", key, "count", 1) or 0) - 1
+  if c < 0 then return end -- no metrics key
   local m = call("HMGET", key, "prevTS", "prevCount")
   local prevTS = tonumber(m[1])
   if not prevTS then
@@ -91,8 +90,8 @@ local function countMetric(set)
   if minutes > 0 then
     local points = { c - (tonumber(m[2]) or 0) }
     for i = 2, minutes do points[i] = 0 end
-    inSlices(points, function(i, j) call("LPUSH", key .. ":data", unpack(points, i, j)) end)
-    call("LTRIM", key .. ":data", 0, metricsPoints - 1)
+    inSlices(points, function(i, j) attempt("LPUSH", key .. ":data", unpack(points, i, j)) end)
+    attempt("LTRIM", key .. ":data", 0, metricsPoints - 1)
     call("HSET", key, "prevCount", c, "prevTS", now)
   end
 end
@@ -191,18 +190,18 @@ for i = 1, n do
   local code = 0
   local f
   if kind == COMPLETE then
-    f = call("HMGET", key, "atm", "parentKey", "timestamp", "deid")
+    f = attempt("HMGET", key, "atm", "parentKey", "timestamp", "deid") or {}
   else
-    f = call("HMGET", key, "atm", "parentKey", "timestamp", "deid", "parent", "priority", "defa")
+    f = attempt("HMGET", key, "atm", "parentKey", "timestamp", "deid", "parent", "priority", "defa") or {}
   end
   if not f[3] then
     code = -1
-  elseif families > 0 and kind == COMPLETE and call("SCARD", familyKeys[2 * i - 1]) > 0 then
+  elseif families > 0 and kind == COMPLETE and (attempt("SCARD", familyKeys[2 * i - 1]) or 0) > 0 then
     code = -4
-  elseif families > 0 and (kind == COMPLETE or kind == CHILDREN) and call("ZCARD", familyKeys[2 * i]) > 0 then
+  elseif families > 0 and (kind == COMPLETE or kind == CHILDREN) and (attempt("ZCARD", familyKeys[2 * i]) or 0) > 0 then
     code = -9
-  elseif kind == CHILDREN and not (item[4] and call("SISMEMBER", familyKeys[2 * i - 1], item[4]) == 1)
-      and (item[4] or call("SCARD", familyKeys[2 * i - 1]) == 0) then
+  elseif kind == CHILDREN and not (item[4] and attempt("SISMEMBER", familyKeys[2 * i - 1], item[4]) == 1)
+      and (item[4] or (attempt("SCARD", familyKeys[2 * i - 1]) or 0) == 0) then
     code = 1
   elseif token ~= "0" and not locks[i] then
     code = -2
@@ -224,7 +223,7 @@ for i = 1, n do
   codes[i] = code
 end
 
-if #freed > 0 then call("SREM", P .. "stalled", unpack(freed)) end
+if #freed > 0 then attempt("SREM", P .. "stalled", unpack(freed)) end
 for g = 1, #gone do
   local i = gone[g]
   local key = P .. items[i][2]
@@ -243,8 +242,11 @@ if done and n > 0 and not trimmed then trimEvents(q) end
 local fetched = false
 local drainedCheck = true
 if fetch and done then
-  fetched = take(q, now, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil, fetch[6])
-  drainedCheck = #fetched[1] == 0 and fetched[2] == 0 and fetched[3] == 0 and not q.paused
+  -- What is wrong with the queue is the next fetch's to report: these jobs are done.
+  local sound
+  sound, fetched = pcall(take, q, now, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil, fetch[6])
+  fetched = sound and fetched
+  drainedCheck = fetched and #fetched[1] == 0 and fetched[2] == 0 and fetched[3] == 0 and not q.paused
 end
 -- A fetch that filled its slots has woken the next worker, who learns the time.
 if anyDelayed and not (fetched and #fetched[1] >= fetch[1]) then wakeDelayed(q) end

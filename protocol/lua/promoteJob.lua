@@ -9,10 +9,12 @@
   Cluster   all keys share the hash tag of the queue
 ]]
 local peer, id = unpack(cmsgpack.unpack(ARGV[1]))
-if call("ZREM", P .. "delayed", id) == 0 then return -3 end
 local q = openQueue(P, peer)
 local key = P .. id
-pushJob(q, id, tonumber(call("HGET", key, "priority")) or 0, "LPUSH")
+local priority = tonumber(call("HGET", key, "priority")) or 0
+mustBeSound(q, { targetList(q) }, { "prioritized", "marker" })
+if call("ZREM", P .. "delayed", id) == 0 then return -3 end
+pushJob(q, id, priority, "LPUSH")
 call("HSET", key, "delay", 0)
 call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "delayed")
 return 0

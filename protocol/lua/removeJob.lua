@@ -45,7 +45,7 @@ local function removeOne(prefix, id)
   for _, list in ipairs({ "wait", "paused", "active" }) do
     if not prev and call("LREM", prefix .. list, 1, id) == 1 then prev = list end
   end
-  local deid = call("HGET", key, "deid")
+  local deid = attempt("HGET", key, "deid")
   if deid then dropDedupKey(q, id, deid) end
   if call("UNLINK", jobKeys(key)) > 0 then
     call("XADD", q.events, "MAXLEN", "~", maxEvents(q), "*", "event", "removed", "jobId", id, "prev",
@@ -55,7 +55,7 @@ end
 
 -- The parent a job is removed for, else its own, learns of it first.
 local function tellParent(prefix, key, from)
-  local parent = from or call("HGET", key, "parentKey")
+  local parent = from or attempt("HGET", key, "parentKey")
   if parent and parent ~= "" then forgetChild(queueOf(prefix), key, parent, false, now) end
 end
 
@@ -68,7 +68,7 @@ local function survey(key, pending)
   count = count + 1
   if pending and isLocked(key) then return true end
   for _, family in ipairs(FAMILY_KEYS) do
-    local n = call(family[2], key .. family[1])
+    local n = attempt(family[2], key .. family[1]) or 0
     if n > 0 then
       if count + n > most then
         count = most + 1
@@ -92,8 +92,10 @@ local function removeTree(key, from)
   tellParent(prefix, key, from)
   if withChildren then
     for _, family in ipairs(FAMILY_KEYS) do
-      local children = family[3](key .. family[1])
-      for i = 1, #children do removeTree(children[i], key) end
+      local sound, children = pcall(family[3], key .. family[1])
+      if sound then
+        for i = 1, #children do removeTree(children[i], key) end
+      end
     end
   end
   removeOne(prefix, id)
@@ -112,7 +114,7 @@ local function prune(key, from)
   if not prefix then return 1 end
   for _, family in ipairs(FAMILY_KEYS) do
     local at = key .. family[1]
-    while call(family[2], at) > 0 do
+    while (attempt(family[2], at) or 0) > 0 do
       local child
       if family[1] == ":dependencies" then
         child = call("SRANDMEMBER", at)

@@ -13,11 +13,12 @@ local peer, id, from, lifo, resetMade, resetStarted = unpack(cmsgpack.unpack(ARG
 local q = openQueue(P, peer)
 local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
+mustBeSound(q, { targetList(q) }, { "prioritized", "marker" })
 if call("ZREM", P .. from, id) == 0 then return -3 end
-call("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnvalue" or "failedReason")
+attempt("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnvalue" or "failedReason")
 if resetMade then call("HDEL", key, "atm") end
 if resetStarted then call("HDEL", key, "ats") end
-local f = call("HMGET", key, "parentKey", "priority")
+local f = attempt("HMGET", key, "parentKey", "priority") or {}
 -- 5.x forgets the priority of a job that is run again.
 pushJob(q, id, peer == "v6" and tonumber(f[2]) or 0, lifo and "RPUSH" or "LPUSH")
 regainChild(key, f[1], from)

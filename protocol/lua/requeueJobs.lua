@@ -12,14 +12,15 @@ local peer, from, most, newest = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
 local ids = call("ZRANGEBYSCORE", P .. from, 0, newest, "LIMIT", 0, most)
 if #ids == 0 then return 0 end
+mustBeSound(q, { targetList(q) }, { "marker" })
 -- A promoted job keeps its `delay` field, as BullMQ leaves it.
 if from ~= "delayed" then
   local text = from == "failed" and "failedReason" or "returnvalue"
   for i = 1, #ids do
     local key = P .. ids[i]
-    call("HDEL", key, "finishedOn", "processedOn", text)
+    attempt("HDEL", key, "finishedOn", "processedOn", text)
     -- 5.x forgets the parents when it runs jobs again in bulk.
-    if peer == "v6" then regainChild(key, call("HGET", key, "parentKey"), from) end
+    if peer == "v6" then regainChild(key, attempt("HGET", key, "parentKey"), from) end
   end
 end
 for i = 1, #ids do

@@ -11,6 +11,6 @@
 ]]
 local now, peer, parents = unpack(cmsgpack.unpack(ARGV[1]))
 for i = 1, #parents do
-  if call("HDEL", parents[i], "flowAttachmentFailed") == 0 then releaseIfDone(peer, parents[i], now) end
+  if attempt("HDEL", parents[i], "flowAttachmentFailed") == 0 then releaseIfDone(peer, parents[i], now) end
 end
 return 0

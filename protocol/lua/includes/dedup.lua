@@ -15,7 +15,7 @@ local function claimDedup(q, id, d, job, now)
   local key = q.P .. "de:" .. d[1]
   local ttl = d[2] and d[2] > 0 and math.floor(d[2]) or nil
   if d[5] then ttl = nil end
-  local holder = call("GET", key)
+  local holder = attempt("GET", key)
   if holder and q.peer == "v6" and call("PTTL", key) == -1 and call("EXISTS", q.P .. holder) == 0 then
     holder = nil -- left by a job that is gone, with what was to follow it
     call("DEL", q.P .. "dn:" .. d[1])
@@ -93,7 +93,7 @@ local function storeFollower(q, dedupId, f, now)
     pushJob(q, id, priority, opts.lifo == true and "RPUSH" or "LPUSH")
     call("XADD", q.events, "*", "event", "waiting", "jobId", id)
   end
-  if f[7] then call("SADD", f[7], q.P .. id) end
+  if f[7] then attempt("SADD", f[7], q.P .. id) end
 end
 
 -- A job with a deduplication id is done: its key goes unless a ttl keeps it, and a
@@ -101,10 +101,10 @@ end
 local function releaseDedup(q, id, dedupId, now)
   local key = q.P .. "de:" .. dedupId
   local ttl = call("PTTL", key)
-  if ttl == 0 or (ttl == -1 and call("GET", key) == id) then call("DEL", key) end
+  if ttl == 0 or (ttl == -1 and attempt("GET", key) == id) then call("DEL", key) end
   local nextKey = q.P .. "dn:" .. dedupId
-  local f = call("HMGET", nextKey, "name", "data", "opts", "jid", "pk", "pd", "pdk", "rjk")
-  if f[1] then
+  local f = attempt("HMGET", nextKey, "name", "data", "opts", "jid", "pk", "pd", "pdk", "rjk")
+  if f and f[1] then
     call("DEL", nextKey)
     storeFollower(q, dedupId, f, now)
   end

@@ -47,10 +47,7 @@ local function promoteDue(q, now)
   local due = call("ZRANGEBYSCORE", q.P .. "delayed", 0, (now + 1) * 4096 - 1, "LIMIT", 0, PROMOTE_MAX)
   local n = #due
   if n == 0 then return 0 end
-  -- Fails here, before anything is written, when a key has a wrong type.
-  call("LLEN", targetList(q))
-  call("ZCARD", q.P .. "prioritized")
-  call("XLEN", q.events)
+  mustBeSound(q, { targetList(q) }, { "prioritized" })
   call("ZREM", q.P .. "delayed", unpack(due))
   local plain = {}
   for i = 1, n do

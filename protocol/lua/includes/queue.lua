@@ -5,6 +5,22 @@ local call, tryCall = redis.call, redis.pcall
 local P = string.sub(KEYS[1], 1, -5)
 local TWO32 = 4294967296
 
+-- A command on a key that may have a wrong type, where the rest must go on: the
+-- reply, or nil when it failed.
+local function attempt(...)
+  local reply = tryCall(...)
+  if type(reply) == "table" and reply.err then return nil end
+  return reply
+end
+
+-- Fails, before anything is written, when a key has a wrong type: a script that
+-- fails half way is not undone.
+local function mustBeSound(q, lists, sets)
+  for i = 1, #lists do call("LLEN", lists[i]) end
+  for i = 1, #sets do call("ZCARD", q.P .. sets[i]) end
+  call("XLEN", q.events)
+end
+
 -- A snapshot of `meta` for the queue with prefix `prefix` (P, or a parent's).
 local function openQueue(prefix, peer)
   local m = call("HMGET", prefix .. "meta", "paused", "concurrency", "max", "duration", "opts.maxLenEvents")

@@ -5,9 +5,10 @@ local function regainChild(key, parentKey, from)
   if not parentKey or call("EXISTS", parentKey) == 0 then return end
   local known
   if from == "failed" then
-    known = call("ZREM", parentKey .. ":unsuccessful", key) == 1 or call("HDEL", parentKey .. ":failed", key) == 1
+    known = attempt("ZREM", parentKey .. ":unsuccessful", key) == 1
+      or attempt("HDEL", parentKey .. ":failed", key) == 1
   else
-    known = call("HDEL", parentKey .. ":processed", key) == 1
+    known = attempt("HDEL", parentKey .. ":processed", key) == 1
   end
-  if known then call("SADD", parentKey .. ":dependencies", key) end
+  if known then attempt("SADD", parentKey .. ":dependencies", key) end
 end

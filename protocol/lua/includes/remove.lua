@@ -8,7 +8,7 @@ end
 -- The deduplication key goes, with the job that was to follow, if it names this job.
 local function dropDedupKey(q, id, dedupId)
   local key = q.P .. "de:" .. dedupId
-  if call("GET", key) == id then call("DEL", key, q.P .. "dn:" .. dedupId) end
+  if attempt("GET", key) == id then call("DEL", key, q.P .. "dn:" .. dedupId) end
 end
 
 local removeJob
@@ -17,7 +17,7 @@ local removeJob
 -- With `hard` a parent in the same queue goes too, when this was its last dependency.
 local function forgetChild(q, childKey, parentKey, hard, now)
   if call("EXISTS", parentKey) == 0 then return end
-  if call("SREM", parentKey .. ":dependencies", childKey) == 0 then return end
+  if attempt("SREM", parentKey .. ":dependencies", childKey) ~= 1 then return end
   if call("SCARD", parentKey .. ":dependencies") > 0 then return end
   local prefix, id = splitJobKey(parentKey)
   if not prefix then return end
@@ -35,7 +35,7 @@ end
 -- it still names this job.
 removeJob = function(q, id, hard, dropDedup, now)
   local key = q.P .. id
-  local f = call("HMGET", key, "parentKey", "deid")
+  local f = attempt("HMGET", key, "parentKey", "deid") or {}
   if f[1] and f[1] ~= "" then
     forgetChild(q, key, f[1], hard, now)
   end
