@@ -33,7 +33,17 @@ local function flush()
   end
 end
 
-mustBeSound(q, { targetList(q) }, { "prioritized", "delayed", "waiting-children", "marker" })
+-- Where the jobs go must be fit to take them before the first is stored.
+local sets, asked = {}, {}
+for i = 1, #jobs do
+  local job = jobs[i]
+  local set = job[10] and "waiting-children" or job[6] > 0 and "delayed" or job[7] > 0 and "prioritized"
+  if set and not asked[set] then
+    asked[set] = true
+    sets[#sets + 1] = set
+  end
+end
+mustBeSound(q, { targetList(q) }, sets)
 local counter = call("INCRBY", P .. "id", #jobs) - #jobs
 local refusedCount = 0 -- refused jobs take no id
 local anyWaiting, anyDelayed = false, false

@@ -13,7 +13,7 @@ local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
 local q = openQueue(P, peer)
 call("HGET", key, "priority")
-mustBeSound(q, { targetList(q) }, { "prioritized", "marker" })
+mustBeSound(q, { targetList(q) }, { "prioritized" })
 local inLine = call("ZREM", P .. "prioritized", id) == 1
   or call("LREM", P .. "wait", -1, id) == 1
   or call("LREM", P .. "paused", -1, id) == 1

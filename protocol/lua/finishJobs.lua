@@ -47,7 +47,7 @@ if n > 0 then
   if kinds[DELAY] or kinds[SNOOZE] then call("ZCARD", P .. "delayed") end
   if kinds[CHILDREN] then call("ZCARD", P .. "waiting-children") end
   local again = kinds[RETRY] or kinds[RELEASE]
-  mustBeSound(q, again and { targetList(q) } or {}, again and { "prioritized", "marker" } or {})
+  mustBeSound(q, again and { targetList(q) } or {}, again and { "prioritized" } or {})
 end
 if promoteFirst then promoteDue(q, now) end
 

@@ -12,7 +12,7 @@ local peer, id = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
 local key = P .. id
 local priority = tonumber(call("HGET", key, "priority")) or 0
-mustBeSound(q, { targetList(q) }, { "prioritized", "marker" })
+mustBeSound(q, { targetList(q) }, { "prioritized" })
 if call("ZREM", P .. "delayed", id) == 0 then return -3 end
 pushJob(q, id, priority, "LPUSH")
 call("HSET", key, "delay", 0)

@@ -13,7 +13,7 @@ local peer, id, from, lifo, resetMade, resetStarted = unpack(cmsgpack.unpack(ARG
 local q = openQueue(P, peer)
 local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
-mustBeSound(q, { targetList(q) }, { "prioritized", "marker" })
+mustBeSound(q, { targetList(q) }, { "prioritized" })
 if call("ZREM", P .. from, id) == 0 then return -3 end
 attempt("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnvalue" or "failedReason")
 if resetMade then call("HDEL", key, "atm") end

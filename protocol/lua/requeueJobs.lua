@@ -12,7 +12,7 @@ local peer, from, most, newest = unpack(cmsgpack.unpack(ARGV[1]))
 local q = openQueue(P, peer)
 local ids = call("ZRANGEBYSCORE", P .. from, 0, newest, "LIMIT", 0, most)
 if #ids == 0 then return 0 end
-mustBeSound(q, { targetList(q) }, { "marker" })
+mustBeSound(q, { targetList(q) }, {})
 -- A promoted job keeps its `delay` field, as BullMQ leaves it.
 if from ~= "delayed" then
   local text = from == "failed" and "failedReason" or "returnvalue"

@@ -10,7 +10,7 @@ local function parentQueue(prefix, peer)
     local sound, q = pcall(function()
       local q = openQueue(prefix, peer)
       mustBeSound(q, { targetList(q), prefix .. "active" },
-        { "prioritized", "delayed", "waiting-children", "failed", "marker" })
+        { "prioritized", "delayed", "waiting-children", "failed" })
       return q
     end)
     opened[prefix] = sound and q

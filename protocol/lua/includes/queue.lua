@@ -72,18 +72,19 @@ local function targetList(q)
   return q.target
 end
 
--- Wakes one idle worker, unless nothing may start now.
+-- Wakes one idle worker, unless nothing may start now. Where the marker has a wrong
+-- type, workers find what is in line when they look by themselves.
 local function wake(q)
   if q.paused then return end
-  if q.concurrency and call("LLEN", q.P .. "active") >= q.concurrency then return end
-  call("ZADD", q.P .. "marker", 0, "0")
+  if q.concurrency and (attempt("LLEN", q.P .. "active") or 0) >= q.concurrency then return end
+  attempt("ZADD", q.P .. "marker", 0, "0")
 end
 
 -- Tells idle workers when the next delayed job is due.
 local function wakeDelayed(q)
   local first = call("ZRANGE", q.P .. "delayed", 0, 0, "WITHSCORES")
   if first[2] then
-    call("ZADD", q.P .. "marker", tonumber(first[2]) / 4096, "1")
+    attempt("ZADD", q.P .. "marker", tonumber(first[2]) / 4096, "1")
   end
 end
 

@@ -31,6 +31,8 @@ struct Lane {
     oracle: Oracle,
     ours: Redis,
     peer: Peer,
+    /// Scenarios in which npm bullmq gave up or lost itself.
+    given_up: u64,
 }
 
 /// A scenario in which we differ.
@@ -59,10 +61,11 @@ impl Lane {
         let parsed: Scenario = serde_json::from_value(scenario.clone())
             .map_err(|e| TestkitError::failed("read a scenario", e.to_string()))?;
         let (golden, outcome) = tokio::join!(self.oracle.run(scenario), run(&self.ours, &parsed, self.peer));
-        let (Some(golden), outcome) = (golden?, outcome?) else { return Ok(None) };
-        if golden.results.iter().any(is_lost) {
+        let outcome = outcome?;
+        let Some(golden) = golden?.filter(|g| !g.results.iter().any(is_lost)) else {
+            self.given_up += 1;
             return Ok(None);
-        }
+        };
         Ok(compare_results(&golden.results, &outcome.results)
             .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
     }
@@ -85,7 +88,7 @@ impl Arena {
                 let ours = Redis::open(&database(2 * i + 1))
                     .map_err(|e| TestkitError::failed("connect", e.to_string()))?;
                 let oracle = Oracle::new(database(2 * i), version);
-                Ok(tokio::sync::Mutex::new(Lane { oracle, ours, peer }))
+                Ok(tokio::sync::Mutex::new(Lane { oracle, ours, peer, given_up: 0 }))
             })
             .collect::<Result<_, TestkitError>>()?;
         Ok(Self { lanes, _server: server })
@@ -123,6 +126,16 @@ impl Arena {
         let mut findings = findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         findings.sort_by_key(|f| f.seed);
         Ok(findings)
+    }
+
+    /// In how many scenarios so far there was nothing to compare with, since npm bullmq
+    /// gave up or lost itself.
+    pub async fn given_up(&self) -> u64 {
+        let mut sum = 0;
+        for lane in &self.lanes {
+            sum += lane.lock().await.given_up;
+        }
+        sum
     }
 
     /// Where a scenario differs; `None` where it does not, or npm bullmq gives up.
