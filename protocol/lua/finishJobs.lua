@@ -132,6 +132,8 @@ local function finish(i, item, key, f, set)
       added[set] = { now, id }
     end
     if count or age then keeping = { set, count, age, limit } end
+    -- What retention takes away may let a parent go: before this end is announced.
+    if n == 1 then settleRetention() end
   end
   if set == "completed" then
     if n == 1 then -- one command less than trimming apart
