@@ -322,6 +322,47 @@ async fn kill_9_again_and_again_ends_no_schedule() {
 }
 
 #[tokio::test]
+async fn connections_cut_again_and_again_end_no_schedule() {
+    let bench = Bench::start().await;
+    let queue = "cut";
+    let schedules = schedules(&bench, queue);
+    for name in ["a", "b"] {
+        schedules
+            .upsert(name, Repeat::every(Duration::from_millis(15)), JobTemplate::new("tick"))
+            .await
+            .unwrap();
+    }
+    let worker = bench
+        .worker(queue)
+        .concurrency(4)
+        .lock(Duration::from_millis(500))
+        .stalled_interval(Duration::from_millis(250))
+        .handle("tick", echo())
+        .start()
+        .unwrap();
+    let mut seen = 0;
+    for _ in 0..25 {
+        let _cut: i64 = bench.ask("CLIENT KILL TYPE normal SKIPME yes").await;
+        seen = completed_ids(&bench, queue, seen + 3).await.len();
+    }
+    for name in ["a", "b"] {
+        let before: i64 = bench.ask(&format!("ZSCORE bull:{queue}:repeat {name}")).await;
+        eventually("the schedule goes on", PATIENCE, || async {
+            let at: i64 = bench.ask(&format!("ZSCORE bull:{queue}:repeat {name}")).await;
+            if at > before + 100 { Ok(()) } else { Err(format!("{name} stands at {at}")) }
+        })
+        .await
+        .unwrap();
+    }
+    worker.stop(PATIENCE).await;
+    let mut done = bench.event_ids(queue, "completed").await;
+    let all = done.len();
+    done.sort();
+    done.dedup();
+    assert_eq!(done.len(), all, "no run was finished twice");
+}
+
+#[tokio::test]
 async fn a_limit_ends_a_schedule_and_its_entry_stays() {
     let bench = Bench::start().await;
     let queue = "limited";
