@@ -85,6 +85,9 @@ pub struct Handled {
     pub skipped: u64,
 }
 
+/// Members of `failed` with their times.
+type Entries = Vec<(String, f64)>;
+
 #[derive(Debug, Clone, Copy)]
 enum Doing {
     Count,
@@ -118,7 +121,7 @@ impl Chunked for DeadLetters {
             // What fails meanwhile, the retried ones too, is for another time.
             let before = self.filter.before.map_or(now, |before| before.min(now));
             let filter = DeadLetterFilter { before: Some(before), ..self.filter.clone() };
-            let (ids, next) = admin.matching(&filter, self.from.as_ref(), WINDOW).await?;
+            let (ids, _, next) = admin.matching(&filter, self.from.as_ref(), WINDOW).await?;
             self.handled.matched += ids.len() as u64;
             let doing = self.doing;
             let did: Vec<bool> = stream::iter(ids)
@@ -151,11 +154,17 @@ impl QueueAdmin {
         count: u32,
     ) -> Result<DeadLetterPage, AdminError> {
         let mut page = DeadLetterPage { jobs: Vec::new(), next: from.cloned() };
-        let mut first = true;
-        while page.jobs.len() < count as usize && (first || page.next.is_some()) {
-            first = false;
-            let left = (count as usize - page.jobs.len()).min(WINDOW);
-            let (ids, next) = self.matching(filter, page.next.as_ref(), left).await?;
+        let mut begun = false;
+        while page.jobs.len() < count as usize && (page.next.is_some() || !begun) {
+            begun = true;
+            let left = count as usize - page.jobs.len();
+            let (mut ids, entries, mut next) = self.matching(filter, page.next.as_ref(), WINDOW).await?;
+            if ids.len() > left {
+                ids.truncate(left);
+                let last = ids.last().map_or("", JobId::as_str);
+                let read = entries.iter().position(|(id, _)| id == last).map_or(0, |i| i + 1);
+                next = place_after(&entries[..read], page.next.as_ref());
+            }
             page.next = next;
             for chunk in ids.chunks(50) {
                 page.jobs.extend(self.details(chunk, false).await?.into_iter().flatten());
@@ -202,16 +211,17 @@ impl QueueAdmin {
         }
     }
 
-    /// The ids that match among the next `window` failed jobs, and where to go on.
+    /// The ids that match among the next `window` failed jobs, those jobs with their
+    /// times, and where to go on.
     async fn matching(
         &self,
         filter: &DeadLetterFilter,
         from: Option<&Position>,
         window: usize,
-    ) -> Result<(Vec<JobId>, Option<Position>), AdminError> {
-        let entries = self.failed_after(filter, from, window).await?;
-        let next = (entries.len() >= window).then(|| place_after(&entries, from)).flatten();
-        let mut ids: Vec<JobId> = entries.into_iter().map(|(id, _)| JobId::stored(id)).collect();
+    ) -> Result<(Vec<JobId>, Entries, Option<Position>), AdminError> {
+        let (entries, more) = self.failed_after(filter, from, window).await?;
+        let next = more.then(|| place_after(&entries, from)).flatten();
+        let mut ids: Vec<JobId> = entries.iter().map(|(id, _)| JobId::stored(id.clone())).collect();
         if filter.needs_fields() && !ids.is_empty() {
             let mut pipe = redis::pipe();
             for id in &ids {
@@ -231,16 +241,17 @@ impl QueueAdmin {
         if let Some((pointer, wanted)) = &filter.data {
             ids = self.with_data(ids, pointer, wanted).await?;
         }
-        Ok((ids, next))
+        Ok((ids, entries, next))
     }
 
-    /// Up to `window` entries of `failed` behind a place, in the filter's time.
+    /// Up to `window` entries of `failed` behind a place, in the filter's time, and
+    /// whether there may be more.
     async fn failed_after(
         &self,
         filter: &DeadLetterFilter,
         from: Option<&Position>,
         window: usize,
-    ) -> Result<Vec<(String, f64)>, AdminError> {
+    ) -> Result<(Entries, bool), AdminError> {
         #[expect(clippy::cast_precision_loss, reason = "a time in ms")]
         let bound =
             |t: Option<TimestampMs>, open: &str| t.map_or(open.to_owned(), |t| (t.0 as f64).to_string());
@@ -258,9 +269,10 @@ impl QueueAdmin {
                 Ok(entries) => entries,
                 Err(error) => return Err(self.explained(error).await),
             };
+            let more = entries.len() > window;
             let Some(place) = from else {
                 entries.truncate(window);
-                return Ok(entries);
+                return Ok((entries, more));
             };
             let behind = |(id, at): &(String, f64)| {
                 *at > place.at_ms || (*at >= place.at_ms && id.as_bytes() > place.id.as_bytes())
@@ -273,11 +285,12 @@ impl QueueAdmin {
             let read = entries.len();
             entries.retain(behind);
             entries.truncate(window);
-            if entries.is_empty() && read > window {
-                skip += read;
+            if entries.is_empty() && more {
+                // One is read twice: it shows whether others went meanwhile.
+                skip += read - 1;
                 continue;
             }
-            return Ok(entries);
+            return Ok((entries, more));
         }
     }
 

@@ -247,7 +247,9 @@ impl QueueAdmin {
 }
 
 pub(super) fn is_wrong_type(error: &AdminError) -> bool {
-    error.redis().and_then(redis::RedisError::code) == Some("WRONGTYPE")
+    // Of a pipeline's failure only the text tells.
+    let wrong = |e: &redis::RedisError| e.code() == Some("WRONGTYPE") || e.to_string().contains("WRONGTYPE");
+    error.redis().is_some_and(wrong)
 }
 
 /// Field names and values as text; bytes that are no UTF-8 are replaced, as Node does.

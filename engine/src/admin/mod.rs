@@ -228,7 +228,7 @@ impl QueueAdmin {
 
     /// The error of a failed look at the queue's own keys, naming the key at fault.
     async fn explained(&self, error: AdminError) -> AdminError {
-        if error.redis().and_then(RedisError::code) != Some("WRONGTYPE") {
+        if !job::is_wrong_type(&error) {
             return error;
         }
         let k = &self.keys;
