@@ -88,7 +88,6 @@ async fn everything_node_writes_is_typed() {
             &|e| matches!(e, QueueEvent::Failed { id: f, reason, .. } if *f == id("bad-1") && reason == "boom"),
         );
         has("exhausted", &|e| *e == QueueEvent::RetriesExhausted { id: id("bad-1"), attempts: 2 });
-        has("drained", &|e| *e == QueueEvent::Drained);
         has("paused", &|e| *e == QueueEvent::Paused);
         has("resumed", &|e| *e == QueueEvent::Resumed);
         has(

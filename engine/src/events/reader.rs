@@ -217,7 +217,7 @@ impl QueueEvents {
         // From here on nothing waits: what was read is taken over as a whole.
         if let Some(missed) = gap {
             self.ahead.push_back(Notice::Gap { after, missed });
-            self.position = None;
+            self.position = self.position.zip(missed).map(|(position, missed)| position + missed);
         }
         self.position = self.position.map(|position| position + entries.len() as u64);
         self.last = Some(newest);

@@ -100,6 +100,7 @@ pub enum WaitError {
 enum Told {
     Finished(Finished),
     Removed,
+    Missing,
     Broken(EventsError),
 }
 
@@ -125,6 +126,10 @@ struct SharedState {
     keys: QueueKeys,
     waiting: Mutex<Waiting>,
     next: AtomicU64,
+    /// Jobs without a hash, whose end is to be searched in the stream.
+    gone: Mutex<HashSet<JobId>>,
+    /// One search at a time, for all of them.
+    searching: tokio::sync::Mutex<()>,
 }
 
 /// The watches of an engine that somebody holds, by queue.
@@ -158,8 +163,14 @@ impl FinishWatch {
     pub fn start(redis: Redis, prefix: &Prefix, queue: &QueueName) -> Self {
         let keys = QueueKeys::new(prefix, queue);
         let events = QueueEvents::new(redis.clone(), prefix, queue, Start::Now);
-        let shared =
-            Arc::new(SharedState { redis, keys, waiting: Mutex::default(), next: AtomicU64::new(0) });
+        let shared = Arc::new(SharedState {
+            redis,
+            keys,
+            waiting: Mutex::default(),
+            next: AtomicU64::new(0),
+            gone: Mutex::default(),
+            searching: tokio::sync::Mutex::default(),
+        });
         let (tell, ready) = watch::channel(None);
         let task = tokio::spawn(follow(shared.clone(), events, tell)).abort_handle();
         Self { inner: Arc::new(Inner { shared, ready, task }) }
@@ -220,30 +231,26 @@ impl FinishWatch {
 
     async fn wait_on(&self, id: &JobId) -> Result<Finished, WaitError> {
         let shared = &self.inner.shared;
-        // An end that is known needs no reader.
-        if let Some(told) = shared.look(id).await? {
-            return answer(id, told);
-        }
         let mut ready = self.inner.ready.clone();
+        if ready.borrow().is_none() {
+            // An end that is known needs no reader.
+            if let (Some(told), _) = shared.look(id).await? {
+                return answer(id, told);
+            }
+        }
         // The sender goes with the task, which ends with an answer.
         let begun = ready.wait_for(Option::is_some).await.ok().and_then(|state| state.clone());
         if let Some(Err(error)) = begun {
             return Err(error.into());
         }
-        let (registration, told) = Registration::new(shared.clone(), id.clone());
-        if let Some(told) = shared.look(id).await? {
-            return answer(id, told);
-        }
-        if !shared.exists(id).await? {
+        let (_registration, told) = Registration::new(shared.clone(), id.clone());
+        match shared.look(id).await? {
+            (Some(told), _) => return answer(id, told),
+            (None, true) => {}
             // Its end was told before we listened, if it was there at all.
-            return match shared.look_back(std::slice::from_ref(id)).await?.remove(id) {
-                Some(told) => answer(id, told),
-                None => Err(WaitError::Missing { id: id.clone() }),
-            };
+            (None, false) => shared.search(id).await?,
         }
-        let told = told.await.map_err(|_| WaitError::Missing { id: id.clone() })?;
-        drop(registration);
-        answer(id, told)
+        answer(id, told.await.unwrap_or(Told::Missing))
     }
 }
 
@@ -251,6 +258,7 @@ fn answer(id: &JobId, told: Told) -> Result<Finished, WaitError> {
     match told {
         Told::Finished(finished) => Ok(finished),
         Told::Removed => Err(WaitError::Removed { id: id.clone() }),
+        Told::Missing => Err(WaitError::Missing { id: id.clone() }),
         Told::Broken(error) => Err(error.into()),
     }
 }
@@ -366,33 +374,50 @@ impl SharedState {
     fn ask_for_end(&self, pipe: &mut redis::Pipeline, id: &JobId) {
         pipe.zscore(self.keys.completed(), id.as_str()).zscore(self.keys.failed(), id.as_str());
         pipe.cmd("HMGET").arg(self.keys.job(id)).arg("returnvalue").arg("failedReason");
+        pipe.exists(self.keys.job(id));
     }
 
-    fn read_end(replies: Vec<Value>) -> Result<Option<Told>, RedisError> {
-        type Reply = (Option<f64>, Option<f64>, (Option<Vec<u8>>, Option<Vec<u8>>));
-        let (completed, failed, (value, reason)): Reply =
-            FromRedisValue::from_redis_value(Value::Array(replies))?;
+    /// How the job ended, if it has, and whether its hash is there.
+    fn read_end(replies: &[Value]) -> Result<(Option<Told>, bool), RedisError> {
+        type Reply = (Option<f64>, Option<f64>, (Option<Vec<u8>>, Option<Vec<u8>>), bool);
+        let (completed, failed, (value, reason), exists): Reply =
+            FromRedisValue::from_redis_value(Value::Array(replies.to_vec()))?;
         let text = |bytes: Option<Vec<u8>>| bytes.map(|b| String::from_utf8_lossy(&b).into_owned());
-        Ok(if completed.is_some() {
-            Some(Told::Finished(Finished::Completed(text(value).unwrap_or_else(|| "null".to_owned()))))
+        let end = if completed.is_some() {
+            Some(Finished::Completed(text(value).unwrap_or_else(|| "null".to_owned())))
         } else if failed.is_some() {
-            Some(Told::Finished(Finished::Failed(text(reason).unwrap_or_default())))
+            Some(Finished::Failed(text(reason).unwrap_or_default()))
         } else {
             None
-        })
+        };
+        Ok((end.map(Told::Finished), exists))
     }
 
-    /// Whether the job has ended, by the finished sets.
-    async fn look(&self, id: &JobId) -> Result<Option<Told>, WaitError> {
+    /// What Redis says of the job now.
+    async fn look(&self, id: &JobId) -> Result<(Option<Told>, bool), WaitError> {
         let mut pipe = redis::pipe();
         pipe.atomic();
         self.ask_for_end(&mut pipe, id);
-        Ok(Self::read_end(self.ask(&pipe).await?)?)
+        let replies: Vec<Value> = self.ask(&pipe).await?;
+        Ok(Self::read_end(&replies)?)
     }
 
-    async fn exists(&self, id: &JobId) -> Result<bool, WaitError> {
-        let (exists,): (bool,) = self.ask(redis::pipe().exists(self.keys.job(id))).await?;
-        Ok(exists)
+    /// Has the stream searched for the end of a job whose hash is gone, together
+    /// with all others that are asked for meanwhile; whoever waits is told.
+    async fn search(&self, id: &JobId) -> Result<(), WaitError> {
+        let gone = || self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone().insert(id.clone());
+        let _one_at_a_time = self.searching.lock().await;
+        let ids: Vec<JobId> = gone().iter().cloned().collect();
+        if !ids.contains(id) {
+            return Ok(());
+        }
+        let ends = self.look_back(&ids).await?;
+        for id in &ids {
+            gone().remove(id);
+            self.tell(id, ends.get(id).unwrap_or(&Told::Missing));
+        }
+        Ok(())
     }
 
     /// Searches what the stream still has, newest first, for how jobs ended whose
@@ -447,16 +472,13 @@ impl SharedState {
             let mut pipe = redis::pipe();
             for id in chunk {
                 self.ask_for_end(&mut pipe, id);
-                pipe.exists(self.keys.job(id));
             }
             let replies: Vec<Value> = self.ask(&pipe).await?;
             for (id, row) in chunk.iter().zip(replies.chunks(4)) {
-                match Self::read_end(row[..3].to_vec())? {
-                    Some(told) => self.tell(id, &told),
-                    None if !bool::from_redis_value(row[3].clone()).map_err(RedisError::from)? => {
-                        gone.push(id.clone());
-                    }
-                    None => {}
+                match Self::read_end(row)? {
+                    (Some(told), _) => self.tell(id, &told),
+                    (None, false) => gone.push(id.clone()),
+                    (None, true) => {}
                 }
             }
         }
