@@ -63,3 +63,12 @@ pub use handler::{Handler, JobError};
 pub use mpanel_protocol::calls::fetch::RateLimit;
 pub use router::{HandlerFn, handler_fn};
 pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};
+
+/// The examples of the guide are compiled.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../docs/guide/admin.md")]
+    struct Admin;
+    #[doc = include_str!("../../docs/guide/events.md")]
+    struct Events;
+}
