@@ -26,19 +26,20 @@ if every then
 end
 
 -- From the end where it is nearer: just made near the head, long in line near the tail.
+-- The whole list is only gone through for a job that may be there.
 local function dropFromLine(list, id)
-  local near = call("LPOS", list, id, "MAXLEN", 1000)
-  return call("LREM", list, near and 1 or -1, id) > 0
+  if call("LPOS", list, id, "MAXLEN", 1000) then return call("LREM", list, 1, id) > 0 end
+  if not call("LPOS", list, id, "RANK", -1, "MAXLEN", 1000)
+      and (call("HEXISTS", P .. id, "finishedOn") == 1 or call("LPOS", P .. "active", id)) then
+    return false
+  end
+  return call("LREM", list, -1, id) > 0
 end
 
 -- Takes away the iteration that is still to come. 5.x and 6.x look into `paused`
 -- while the queue is paused, where 6.x keeps none; under 5.x a 6.x may have paused.
 local function forgetIteration(id)
   local found = call("ZREM", P .. "delayed", id) == 1 or call("ZREM", P .. "prioritized", id) == 1
-  -- A list is only gone through for a job that may be there.
-  if not found and (call("HEXISTS", P .. id, "finishedOn") == 1 or call("LPOS", P .. "active", id)) then
-    return false
-  end
   if not found and (not q.paused or peer == "v5") then found = dropFromLine(P .. "wait", id) end
   if not found and q.paused then found = dropFromLine(P .. "paused", id) end
   if found then removeJob(q, id, true, true, now) end
