@@ -1,7 +1,10 @@
 //! Flows: a parent that runs when its children are done, children in any queues
 //! of the same Redis (in a Cluster: of the same slot).
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+};
 
 use mpanel_connect::Redis;
 use mpanel_protocol::{
@@ -33,7 +36,7 @@ use crate::{
 const DEPTH_MAX: usize = 1000;
 
 /// A job of a flow, with the jobs it waits for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct FlowJob {
     name: String,
     queue: String,
@@ -41,6 +44,18 @@ pub struct FlowJob {
     data: Value,
     options: EnqueueOptions,
     children: Vec<FlowJob>,
+}
+
+impl fmt::Debug for FlowJob {
+    /// Without payloads: they may hold what is sealed only when it is stored.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowJob")
+            .field("queue", &self.queue)
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .field("children", &self.children)
+            .finish_non_exhaustive()
+    }
 }
 
 impl FlowJob {

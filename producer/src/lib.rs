@@ -21,6 +21,17 @@
 //! mPanel's own jobs are typed: [`Producer::enqueue`] takes a payload of
 //! [`payload`] and knows queue, name, options and a readable id for it.
 //!
+//! | For | See |
+//! |---|---|
+//! | a time to run at, options, uniqueness, sealed fields, a parent | [`EnqueueOptions`] |
+//! | jobs whose queue, name and options come from their type | [`JobKind`], [`Producer::enqueue_kind`] |
+//! | flows, many in one step | [`FlowJob`], [`Producer::enqueue_flows`] |
+//! | schedules | [`Schedules`] |
+//! | replicas that must have the job | [`Durability`] |
+//! | a limit on what waits | [`QueueProducer::max_waiting`] |
+//! | enqueueing with a Postgres transaction | `outbox` (cargo feature) |
+//! | tests of programs that enqueue | [`testing`] |
+//!
 //! What is promised: a job whose enqueue was acknowledged is in Redis. When a call
 //! fails with [`EnqueueError::Unknown`] the job may or may not be there; with an id
 //! of your own ([`EnqueueOptions::job_id`]) the call can simply be made again.

@@ -44,7 +44,7 @@ struct QueueShared {
 }
 
 /// One job of a bulk.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct BulkJob<D> {
     /// Its name.
     pub name: String,
@@ -52,6 +52,16 @@ pub struct BulkJob<D> {
     pub data: D,
     /// Its options.
     pub options: EnqueueOptions,
+}
+
+impl<D> std::fmt::Debug for BulkJob<D> {
+    /// Without the payload: it may hold what is sealed only when it is stored.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BulkJob")
+            .field("name", &self.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<D> BulkJob<D> {

@@ -57,7 +57,8 @@ async fn a_job_is_acknowledged_when_the_replica_has_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_few_replicas_is_an_error_that_says_the_job_is_stored() {
     let (primary, _replica, producer) = with_replica().await;
-    let within = Duration::from_millis(200);
+    // Long enough for the one replica on a busy machine; the second never comes.
+    let within = Duration::from_secs(3);
     let queue = producer.queue("q").unwrap().durability(Durability::replicated(2, within));
     let options = || EnqueueOptions::new().job_id("order-1");
     let error = queue.enqueue("a", &1, options()).await.unwrap_err();
@@ -106,6 +107,32 @@ async fn a_frozen_replica_delays_only_those_who_wait_for_it() {
     replica.sigcont().unwrap();
     let patient = durable.durability(Durability::replicated(1, PATIENCE));
     assert_eq!(patient.enqueue("d", &4, EnqueueOptions::new()).await.unwrap().replicas(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_ask_for_replicas_and_others_do_not_mix() {
+    let (primary, _replica, producer) = with_replica().await;
+    let plain = producer.queue("q").unwrap();
+    let durable = plain.clone().durability(Durability::replicated(1, PATIENCE));
+    let impossible = plain.clone().durability(Durability::replicated(9, Duration::from_millis(50)));
+    let calls = (0..300).map(|n| {
+        let queue = [&plain, &durable, &impossible][n % 3].clone();
+        async move {
+            let id = format!("own-{n}");
+            let result = queue.enqueue("a", &n, EnqueueOptions::new().job_id(&id)).await;
+            match (n % 3, result) {
+                (0, Ok(job)) => assert!(job.replicas().is_none() && job.id().as_str() == id),
+                (1, Ok(job)) => assert!(job.replicas() == Some(1) && job.id().as_str() == id),
+                (2, Err(EnqueueError::NotReplicated { jobs, wanted: 9, .. })) => {
+                    assert!(jobs.len() == 1 && jobs[0].id().as_str() == id);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    join_all(calls).await;
+    let line: u32 = ask(&mut connect(&primary).await, "LLEN bull:q:wait").await;
+    assert_eq!(line, 300);
 }
 
 #[tokio::test(flavor = "multi_thread")]

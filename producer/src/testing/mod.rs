@@ -66,7 +66,7 @@ pub struct SeenJob {
 
 /// A producer that stores nothing, and what it was asked to store. It takes and
 /// refuses what a real one does, ids and deduplication included (a deduplication
-/// ends never, since no job does).
+/// ends never, since no job does); a parent that is named is taken to exist.
 #[must_use]
 pub fn recording() -> (Producer, Arc<Recorder>) {
     recording_with(Arc::new(SystemClock), None)
