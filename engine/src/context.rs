@@ -1,20 +1,26 @@
 //! What a handler knows of the attempt it runs, and what it may do to its job
-//! while running: progress, log lines, cancellation.
+//! while running: progress, log lines, new data, waiting for children, cancellation.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use mpanel_connect::{ConnectError, Redis};
 use mpanel_protocol::{
-    calls::manage::{Update, update_job},
     ids::{JobId, LockToken, QueueName},
-    keys::QueueKeys,
     outcome::JobOpError,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{AdminError, QueueAdmin},
+    cancellation::{CancelCause, Cancellation},
+    children::{self, Parked},
+    handler::JobError,
+    testing::Diary,
+    worker::Shared,
+};
+
+/// Most values of children that are read at once.
+const CHILDREN_MAX: usize = 100_000;
 
 /// The attempt that a handler runs. Cheap to clone.
 #[derive(Clone)]
@@ -34,6 +40,7 @@ impl std::fmt::Debug for JobContext {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Attempt {
     pub(crate) queue: QueueName,
     pub(crate) id: JobId,
@@ -45,29 +52,35 @@ pub(crate) struct Attempt {
     pub(crate) enqueued_at_ms: i64,
     pub(crate) keep_logs: Option<u32>,
     pub(crate) token: LockToken,
+    pub(crate) cancellation: Cancellation,
+    /// What the holder of the context listens to.
     pub(crate) cancelled: CancellationToken,
-    pub(crate) lock_lost: Arc<AtomicBool>,
-    /// Where progress and log lines go; a detached context has nowhere.
-    pub(crate) store: Option<(Redis, QueueKeys)>,
+    pub(crate) store: Store,
 }
 
-/// Progress or a log line could not be written.
+/// Where progress, log lines and the like go.
+#[derive(Clone)]
+pub(crate) enum Store {
+    /// Into the job's keys.
+    Redis(Arc<Shared>),
+    /// Into a test's diary.
+    Diary(Arc<Diary>),
+}
+
+/// Something could not be done to the running job.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// There is no connection.
+    /// Redis did not take it, or refused it.
     #[error("job {id}: {source}")]
-    Connect {
+    Redis {
         /// The job.
         id: JobId,
         /// The cause.
         #[source]
-        source: ConnectError,
+        source: AdminError,
     },
-    /// Redis refused it.
-    #[error(transparent)]
-    Refused(#[from] JobOpError),
     /// The value cannot be written as JSON.
-    #[error("job {id}: progress is not JSON: {source}")]
+    #[error("job {id}: the value is not JSON: {source}")]
     NotJson {
         /// The job.
         id: JobId,
@@ -75,6 +88,29 @@ pub enum ContextError {
         #[source]
         source: serde_json::Error,
     },
+    /// A child's value is not what the handler expects.
+    #[error("job {id}: the value of child {child} cannot be decoded: {source}")]
+    ChildValue {
+        /// The job.
+        id: JobId,
+        /// The child's full key.
+        child: String,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl ContextError {
+    /// Whether the job itself is gone (removed while it ran).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        use mpanel_protocol::outcome::Refusal;
+        let Self::Redis { source: AdminError::Job(JobOpError::Refused { refusal, .. }), .. } = self else {
+            return false;
+        };
+        *refusal == Refusal::MissingJob
+    }
 }
 
 impl JobContext {
@@ -82,32 +118,16 @@ impl JobContext {
         Self { inner: Arc::new(attempt) }
     }
 
-    /// A context that belongs to no queue: for tests of handlers. Progress and
-    /// log lines are dropped.
-    #[must_use]
-    pub fn detached(
-        queue: QueueName,
-        id: JobId,
-        name: &str,
-        attempt: u32,
-        max_attempts: u32,
-        data_json: &str,
-    ) -> Self {
-        Self::new(Attempt {
-            queue,
-            id,
-            name: name.to_owned(),
-            data_json: data_json.to_owned(),
-            attempt,
-            attempts_made: attempt.saturating_sub(1),
-            max_attempts,
-            enqueued_at_ms: 0,
-            keep_logs: None,
-            token: LockToken::new("detached"),
-            cancelled: CancellationToken::new(),
-            lock_lost: Arc::default(),
-            store: None,
-        })
+    pub(crate) fn cancellation(&self) -> &Cancellation {
+        &self.inner.cancellation
+    }
+
+    /// The same attempt after its handler ended: a time limit or a request to
+    /// cancel does not concern what is done now.
+    pub(crate) fn after_handler(&self) -> Self {
+        let mut after = Attempt::clone(&self.inner);
+        after.cancelled = after.cancellation.hard().clone();
+        Self::new(after)
     }
 
     /// The queue the job came from.
@@ -172,17 +192,25 @@ impl JobContext {
         &self.inner.token
     }
 
-    /// Fires when the attempt must end: its lock was lost, or the worker stops
-    /// hard. After a lost lock nothing the attempt returns is written.
+    /// Fires when the attempt must end: its lock was lost, its time is over, the
+    /// job was cancelled, or the worker stops hard. A handler that goes on all the
+    /// same is dropped after the worker's cancel grace.
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
         &self.inner.cancelled
     }
 
-    /// Whether the lock is known to be lost: another worker may run the job now.
+    /// Why [`JobContext::cancelled`] has fired; `None` while it has not.
+    #[must_use]
+    pub fn cancel_cause(&self) -> Option<CancelCause> {
+        self.inner.cancelled.is_cancelled().then(|| self.inner.cancellation.cause()).flatten()
+    }
+
+    /// Whether the lock is known to be lost: another worker may run the job now,
+    /// and nothing the attempt returns is written.
     #[must_use]
     pub fn lock_lost(&self) -> bool {
-        self.inner.lock_lost.load(Ordering::Relaxed)
+        self.inner.cancellation.lock_lost()
     }
 
     /// Sets the job's progress (any JSON value), visible in Node as `job.progress`
@@ -191,9 +219,11 @@ impl JobContext {
     /// # Errors
     /// [`ContextError`]; safe to ignore or to call again.
     pub async fn progress<P: Serialize + Sync + ?Sized>(&self, progress: &P) -> Result<(), ContextError> {
-        let json = serde_json::to_string(progress)
-            .map_err(|source| ContextError::NotJson { id: self.inner.id.clone(), source })?;
-        self.update(Update::Progress(&json)).await
+        let json = self.json(progress)?;
+        match &self.inner.store {
+            Store::Redis(shared) => self.told(shared.admin().progress_json(self.id(), &json).await),
+            Store::Diary(diary) => diary.progress(&json),
+        }
     }
 
     /// Appends a line to the job's log (`queue.getJobLogs` in Node).
@@ -201,26 +231,117 @@ impl JobContext {
     /// # Errors
     /// [`ContextError`]; safe to ignore or to call again.
     pub async fn log(&self, line: &str) -> Result<(), ContextError> {
-        self.update(Update::Log { line, keep: self.inner.keep_logs }).await
+        match &self.inner.store {
+            Store::Redis(shared) => {
+                self.told(shared.admin().add_log(self.id(), line, self.inner.keep_logs).await.map(drop))
+            }
+            Store::Diary(diary) => diary.log(line),
+        }
     }
 
-    async fn update(&self, update: Update<'_>) -> Result<(), ContextError> {
-        let Some((redis, keys)) = &self.inner.store else { return Ok(()) };
-        let id = &self.inner.id;
-        let mut shared = redis
-            .shared_for(keys.meta())
-            .await
-            .map_err(|source| ContextError::Connect { id: id.clone(), source })?;
-        match update_job(&mut shared.conn, keys, id, update).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                if let JobOpError::Script(script) = &error
-                    && let Some(source) = script.redis()
-                {
-                    redis.report(&shared, source).await;
-                }
-                Err(error.into())
-            }
+    /// Replaces the job's payload (`job.updateData` in Node): what the next attempt
+    /// is given. A job in several steps keeps here how far it came.
+    ///
+    /// # Errors
+    /// [`ContextError`]; safe to call again.
+    pub async fn update_data<D: Serialize + Sync + ?Sized>(&self, data: &D) -> Result<(), ContextError> {
+        let json = self.json(data)?;
+        match &self.inner.store {
+            Store::Redis(shared) => self.told(shared.admin().data_json(self.id(), &json).await),
+            Store::Diary(diary) => diary.data(&json),
         }
+    }
+
+    /// Leaves the handler while children of this job are pending (BullMQ's
+    /// `moveToWaitingChildren`): with children pending the job goes to
+    /// `waiting-children`, its slot is free, and the error ends the handler by `?`;
+    /// when the last child is done the job runs again from the start. Without
+    /// pending children it goes on here.
+    ///
+    /// ```
+    /// # use mpanel_engine::{JobContext, JobError};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Report {
+    ///     parts_ordered: bool,
+    /// }
+    ///
+    /// async fn run(ctx: &JobContext, mut report: Report) -> Result<usize, JobError> {
+    ///     if !report.parts_ordered {
+    ///         // Children with EnqueueOptions::parent(ctx.queue().clone(), ctx.id().clone())
+    ///         // and ids of their own: a second run adds none twice.
+    ///         report.parts_ordered = true;
+    ///         ctx.update_data(&report).await.map_err(|e| JobError::retry("not noted").because(e))?;
+    ///     }
+    ///     ctx.wait_for_children().await?;
+    ///     let parts = ctx.children_values::<String>().await;
+    ///     Ok(parts.map_err(|e| JobError::retry("parts not read").because(e))?.len())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// A [`JobError`] that ends the handler: the job waits now, a child of it
+    /// failed (never tried again), or Redis cannot be reached.
+    pub async fn wait_for_children(&self) -> Result<(), JobError> {
+        self.park(None).await
+    }
+
+    /// The same for one child, by its full key (`prefix:queue:id`).
+    ///
+    /// # Errors
+    /// As [`JobContext::wait_for_children`].
+    pub async fn wait_for_child(&self, child_key: &str) -> Result<(), JobError> {
+        self.park(Some(child_key)).await
+    }
+
+    async fn park(&self, child_key: Option<&str>) -> Result<(), JobError> {
+        let parked = match &self.inner.store {
+            Store::Redis(shared) => {
+                children::park(shared, self.id(), &self.inner.token, child_key, self.cancelled()).await?
+            }
+            Store::Diary(diary) => diary.park(),
+        };
+        match parked {
+            Parked::NothingPending => Ok(()),
+            Parked::Waiting => Err(JobError::waits_for_children()),
+        }
+    }
+
+    /// What the job's children returned, by their full keys (`job.getChildrenValues`
+    /// in Node).
+    ///
+    /// # Errors
+    /// [`ContextError`]; safe to call again.
+    pub async fn children_values<T: DeserializeOwned>(&self) -> Result<BTreeMap<String, T>, ContextError> {
+        let values = match &self.inner.store {
+            Store::Redis(shared) => {
+                self.told(shared.admin().children_values(self.id(), CHILDREN_MAX).await)?
+            }
+            Store::Diary(diary) => diary.children(),
+        };
+        let decoded = values.into_iter().map(|(child, json)| match serde_json::from_str(&json) {
+            Ok(value) => Ok((child, value)),
+            Err(source) => Err(ContextError::ChildValue { id: self.id().clone(), child, source }),
+        });
+        decoded.collect()
+    }
+
+    /// A handle on the job's queue, for whatever else a handler may want to know
+    /// or do; `None` in tests without Redis.
+    #[must_use]
+    pub fn queue_admin(&self) -> Option<QueueAdmin> {
+        match &self.inner.store {
+            Store::Redis(shared) => Some(shared.admin().clone()),
+            Store::Diary(_) => None,
+        }
+    }
+
+    fn json<T: Serialize + ?Sized>(&self, value: &T) -> Result<String, ContextError> {
+        serde_json::to_string(value)
+            .map_err(|source| ContextError::NotJson { id: self.inner.id.clone(), source })
+    }
+
+    fn told<T>(&self, result: Result<T, AdminError>) -> Result<T, ContextError> {
+        result.map_err(|source| ContextError::Redis { id: self.inner.id.clone(), source })
     }
 }

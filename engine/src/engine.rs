@@ -9,6 +9,7 @@ use std::{
 use mpanel_connect::{ConnectError, Redis, ServerClock, local_zone};
 use mpanel_protocol::{
     ids::{NameError, Prefix, QueueName},
+    job_kind::JobKind,
     keys::QueueKeys,
     peer::Peer,
     schedule::Zone,
@@ -19,6 +20,7 @@ use mpanel_protocol::{
 use crate::{
     admin::QueueAdmin,
     events::{FinishWatch, QueueEvents, Start, Watches},
+    handler::KindHandler,
     locks::LockKeeper,
     worker::WorkerBuilder,
 };
@@ -58,6 +60,11 @@ impl std::fmt::Debug for EngineInner {
 impl EngineInner {
     pub(crate) fn now(&self) -> TimestampMs {
         self.clock.now()
+    }
+
+    pub(crate) fn admin(&self, queue: &QueueName) -> QueueAdmin {
+        let admin = QueueAdmin::new(self.redis.clone(), &self.prefix, queue, self.peer);
+        admin.with_clock(self.clock.clone())
     }
 
     /// In [0, 1).
@@ -221,14 +228,20 @@ impl Engine {
         Ok(WorkerBuilder::new(self.inner.clone(), keys))
     }
 
+    /// A worker for the queue of one kind of job, with its handler.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn worker_of<K: JobKind, H: KindHandler<K>>(&self, handler: H) -> Result<WorkerBuilder, EngineError> {
+        Ok(self.worker(K::QUEUE)?.handle(K::NAME, handler))
+    }
+
     /// A handle to look at and manage a queue, by this engine's clock.
     ///
     /// # Errors
     /// [`EngineError::Name`].
     pub fn admin(&self, queue: &str) -> Result<QueueAdmin, EngineError> {
-        let queue = QueueName::new(queue)?;
-        let admin = QueueAdmin::new(self.inner.redis.clone(), &self.inner.prefix, &queue, self.inner.peer);
-        Ok(admin.with_clock(self.inner.clock.clone()))
+        Ok(self.inner.admin(&QueueName::new(queue)?))
     }
 
     /// A reader of a queue's events.

@@ -1,29 +1,27 @@
 //! One attempt: options and payload checked, the handler run, the outcome turned
 //! into a transition. Computes first, reports second; writes nothing itself.
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 use mpanel_protocol::{
+    calls::cancel::CANCELLED_BY,
     calls::finish::{Finish, Transition},
-    ids::LockToken,
+    ids::{JobId, LockToken},
     job::FetchedJob,
     options::JobOptions,
+    time::millis,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::{
-    context::{Attempt, JobContext},
-    handler::FinalCause,
+    cancellation::{CancelCause, Cancellation},
+    context::{Attempt, JobContext, Store},
+    handler::{ErrorKind, FinalCause, JobError, Yield},
+    middleware::ReturnValue,
     outcome::{AttemptFailure, after_failure, after_success, final_cause},
-    router::{AnyHandler, Ran},
+    router::{AnyHandler, Ran, Router, panic_text},
     schedules,
     sealed::Payload,
     worker::Shared,
@@ -38,8 +36,10 @@ const RECORD_RETRY_MS: i64 = 5_000;
 pub(crate) enum Done {
     /// Write this.
     Finish(Finish),
-    /// The lock is gone: another worker may have the job, nothing is written.
-    LockLost(mpanel_protocol::ids::JobId, LockToken),
+    /// Nothing is written: the lock is gone, another worker may have the job.
+    LockLost(JobId, LockToken),
+    /// Nothing is left to write: the handler has moved the job itself.
+    Moved(JobId, LockToken),
 }
 
 /// Runs one attempt to its end.
@@ -47,24 +47,27 @@ pub(crate) async fn run_attempt(
     shared: Arc<Shared>,
     job: FetchedJob,
     token: LockToken,
-    cancelled: CancellationToken,
-    lock_lost: Arc<AtomicBool>,
+    cancellation: Cancellation,
 ) -> Done {
     let span = tracing::info_span!(
         "job", queue = %shared.keys.queue(), job.id = %job.id, job.name = job.name, attempt = job.attempts_started
     );
     async move {
         let id = job.id.clone();
-        let transition = match schedules::carry_on(&shared, &job, &cancelled, &lock_lost).await {
-            Ok(()) => attempt(&shared, &job, &token, cancelled, lock_lost.clone()).await,
-            Err(schedules::Interrupted) => Some(Transition::Release),
+        let ended = match schedules::carry_on(&shared, &job, &cancellation).await {
+            Ok(()) => attempt(&shared, &job, &token, &cancellation).await,
+            Err(schedules::Interrupted) => Ended::By(Transition::Release),
         };
-        match transition {
-            Some(transition) if !lock_lost.load(Ordering::Relaxed) => {
+        match ended {
+            Ended::Elsewhere => {
+                tracing::info!("waits for children");
+                Done::Moved(id, token)
+            }
+            Ended::By(transition) if !cancellation.lock_lost() => {
                 note(&transition);
                 Done::Finish(Finish { id, token, transition })
             }
-            _ => {
+            Ended::By(_) | Ended::Unlocked => {
                 tracing::warn!("lock lost while the attempt ran; its outcome is not written");
                 Done::LockLost(id, token)
             }
@@ -72,6 +75,15 @@ pub(crate) async fn run_attempt(
     }
     .instrument(span)
     .await
+}
+
+/// How an attempt ended.
+enum Ended {
+    By(Transition),
+    /// The job is where it belongs already.
+    Elsewhere,
+    /// The lock was lost.
+    Unlocked,
 }
 
 /// One line for each finished attempt.
@@ -85,17 +97,17 @@ fn note(transition: &Transition) {
         }
         Transition::Snooze { delay_ms } => tracing::info!(delay_ms, "put off"),
         Transition::Release => tracing::info!("given back"),
+        Transition::Limit { pause_ms } => tracing::warn!(pause_ms, "given back; the queue is limited"),
         Transition::AwaitChildren { .. } => tracing::info!("waits for children"),
     }
 }
 
 async fn attempt(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     job: &FetchedJob,
     token: &LockToken,
-    cancelled: CancellationToken,
-    lock_lost: Arc<AtomicBool>,
-) -> Option<Transition> {
+    cancellation: &Cancellation,
+) -> Ended {
     let options = job.options();
     let (options, broken_options) = match options {
         Ok(options) => (options, None),
@@ -115,59 +127,38 @@ async fn attempt(
         enqueued_at_ms: job.timestamp_ms,
         keep_logs,
         token: token.clone(),
-        cancelled: cancelled.clone(),
-        lock_lost: lock_lost.clone(),
-        store: Some((shared.engine.redis.clone(), shared.keys.clone())),
+        cancelled: cancellation.attempt().clone(),
+        cancellation: cancellation.clone(),
+        store: Store::Redis(shared.clone()),
     });
     let handler = shared.router.find(&job.name);
-
-    let refused = if let Some(reason) = &job.deferred_failure {
-        Some(AttemptFailure::unrecoverable(reason.clone(), FinalCause::Deferred))
-    } else if let Some(error) = broken_options {
-        let reason = format!("the job's options are no JSON object: {error}");
-        Some(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload))
-    } else if job.data.len() > shared.size_limit {
-        let reason = format!(
-            "Limit(Size): the payload has {} bytes, this worker takes {}",
-            job.data.len(),
-            shared.size_limit
-        );
-        Some(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload))
-    } else if let Some(reason) = &payload.refused {
-        Some(AttemptFailure::unrecoverable(reason.clone(), FinalCause::BadPayload))
-    } else if handler.is_none() {
-        let reason =
-            format!("unknown job name `{}`; this worker handles: {}", job.name, shared.router.names());
-        Some(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload))
-    } else {
-        None
-    };
-
-    let failure = match (refused, handler) {
-        (None, Some(handler)) => match run_handler(handler, &ctx).await {
-            Ok(value) => return Some(after_success(&options, value, &shared.policy)),
-            Err(failure) => payload.redact(failure),
+    let failure = match (refused(shared, job, broken_options, &payload, handler.is_some()), handler) {
+        (None, Some(handler)) => match tried(shared, handler, &ctx).await {
+            Verdict::Done(value) => {
+                return Ended::By(after_success(&options, value.into_json(), &shared.policy));
+            }
+            Verdict::Yield(to) => return yielded(to),
+            Verdict::Failed(failure) => payload.redact(failure),
         },
         (Some(failure), _) => failure,
-        (None, None) => return None,
+        (None, None) => return Ended::Unlocked,
     };
 
-    if lock_lost.load(Ordering::Relaxed) {
-        return None;
+    if cancellation.lock_lost() {
+        return Ended::Unlocked;
     }
+    let follow = || after_failure(job, &options, &failure, &shared.policy, shared.engine.random());
     // Stopped hard: what failed now failed because of the stop. The job goes back.
-    let Some(cause) = final_cause(job, &options, &failure) else {
-        if cancelled.is_cancelled() {
-            return Some(Transition::Release);
-        }
-        return Some(after_failure(job, &options, &failure, &shared.policy, shared.engine.random()));
+    let Some(cause) = final_cause(job, &options, &failure, &shared.policy) else {
+        return Ended::By(if cancellation.is_hard() { Transition::Release } else { follow() });
     };
-    if cancelled.is_cancelled() && cause == FinalCause::Exhausted {
-        return Some(Transition::Release);
+    if cancellation.is_hard() && cause == FinalCause::Exhausted {
+        return Ended::By(Transition::Release);
     }
     // The domain learns of a final failure before Redis does: a crash in between
     // repeats this step, the other order would lose it.
     if let Some(handler) = handler.or(shared.router.fallback()) {
+        let ctx = ctx.after_handler();
         let told = AssertUnwindSafe(handler.on_failed(&ctx, cause, &failure.reason)).catch_unwind().await;
         let trouble = match told {
             Ok(Ok(())) => None,
@@ -180,25 +171,148 @@ async fn attempt(
                 trouble,
                 "a final failure could not be recorded; trying again"
             );
-            return Some(Transition::Snooze { delay_ms: RECORD_RETRY_MS });
+            return Ended::By(Transition::Snooze { delay_ms: RECORD_RETRY_MS });
         }
     }
-    Some(after_failure(job, &options, &failure, &shared.policy, shared.engine.random()))
+    Ended::By(follow())
 }
 
-async fn run_handler(handler: &Arc<dyn AnyHandler>, ctx: &JobContext) -> Result<String, AttemptFailure> {
-    match AssertUnwindSafe(handler.run(ctx)).catch_unwind().await {
-        Ok(Ran::Ok(value)) => Ok(value),
-        Ok(Ran::BadPayload(reason)) => Err(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload)),
-        Ok(Ran::Failed(error)) => Err(AttemptFailure::from_error(&error)),
-        Err(panic) => Err(AttemptFailure::panicked(&panic_text(panic.as_ref()))),
+async fn tried(shared: &Shared, handler: &Arc<dyn AnyHandler>, ctx: &JobContext) -> Verdict {
+    let limit = handler.time_limit(ctx).or(shared.time_limit);
+    if let Some(limit) = limit {
+        shared.locks.limit(ctx.id(), ctx.fencing_token(), limit);
+    }
+    let answer = run_handler(&shared.router, handler, ctx, limit.is_some(), shared.cancel_grace).await;
+    judge(answer, ctx.cancellation())
+}
+
+/// Why a job fails without its handler being asked.
+fn refused(
+    shared: &Shared,
+    job: &FetchedJob,
+    broken_options: Option<serde_json::Error>,
+    payload: &Payload,
+    handled: bool,
+) -> Option<AttemptFailure> {
+    let bad = |reason: String| Some(AttemptFailure::unrecoverable(reason, FinalCause::BadPayload));
+    if let Some(reason) = &job.deferred_failure {
+        let cancelled = reason.starts_with(CANCELLED_BY);
+        let cause = if cancelled { FinalCause::Cancelled } else { FinalCause::Deferred };
+        Some(AttemptFailure::unrecoverable(reason.clone(), cause))
+    } else if shared.policy.started_too_often(job) {
+        let reason = "job started more than allowable limit";
+        Some(AttemptFailure::unrecoverable(reason, FinalCause::Exhausted))
+    } else if let Some(error) = broken_options {
+        bad(format!("the job's options are no JSON object: {error}"))
+    } else if job.data.len() > shared.size_limit {
+        let (has, most) = (job.data.len(), shared.size_limit);
+        bad(format!("Limit(Size): the payload has {has} bytes, this worker takes {most}"))
+    } else if let Some(reason) = &payload.refused {
+        bad(reason.clone())
+    } else if !handled {
+        bad(format!("unknown job name `{}`; this worker handles: {}", job.name, shared.router.names()))
+    } else {
+        None
     }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
+/// How a handler's run ended.
+pub(crate) enum Answer {
+    Ran(Ran),
+    /// It ignored its cancellation and was left behind.
+    Abandoned,
+}
+
+/// Runs the handler, at most for the cancel grace after it was told to end. What
+/// does not end then is dropped where it next waits; its job goes its way without it.
+/// With `apart` it has a task of its own from the start, so that it can be left
+/// behind even when it never waits.
+pub(crate) async fn run_handler(
+    router: &Router,
+    handler: &Arc<dyn AnyHandler>,
+    ctx: &JobContext,
+    apart: bool,
+    cancel_grace: Duration,
+) -> Answer {
+    let mut run = router.run(handler, ctx.clone());
+    if !apart {
+        // Most handlers that never wait end here, without a task of their own.
+        let first = std::future::poll_fn(|cx| Poll::Ready(AssertUnwindSafe(&mut run).poll_unpin(cx)));
+        match AssertUnwindSafe(first).catch_unwind().await {
+            Ok(Poll::Ready(ran)) => return Answer::Ran(ran),
+            Ok(Poll::Pending) => {}
+            Err(panic) => return Answer::Ran(Err(JobError::panicked(&panic_text(panic.as_ref())))),
+        }
+    }
+    let mut task = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
+    // cancel-safe: what is not taken here is taken below.
+    tokio::select! {
+        biased;
+        ended = &mut task => return answer(ended),
+        () = ctx.cancelled().cancelled() => {}
+    }
+    if ctx.cancel_cause() == Some(CancelCause::Stopping) {
+        // The stop itself has a grace, after which it drops what still runs.
+        return answer(task.await);
+    }
+    match tokio::time::timeout(cancel_grace, &mut task).await {
+        Ok(ended) => answer(ended),
+        Err(_) => {
+            tracing::error!(grace = ?cancel_grace, "the handler ignored its cancellation and is left behind");
+            Answer::Abandoned
+        }
+    }
+}
+
+fn answer(ended: Result<Ran, tokio::task::JoinError>) -> Answer {
+    match ended {
+        Ok(ran) => Answer::Ran(ran),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => Answer::Ran(Err(JobError::panicked(&panic_text(panic.as_ref())))),
+            // Its runtime is being shut down.
+            Err(_) => Answer::Abandoned,
+        },
+    }
+}
+
+/// What an answer is worth, given why the attempt was cancelled, if it was.
+pub(crate) enum Verdict {
+    Done(ReturnValue),
+    Yield(Yield),
+    Failed(AttemptFailure),
+}
+
+pub(crate) fn judge(answer: Answer, cancellation: &Cancellation) -> Verdict {
+    match (answer, cancellation.cause()) {
+        (Answer::Ran(Err(error)), _) if error.kind() == ErrorKind::Yield(Yield::WaitsForChildren) => {
+            Verdict::Yield(Yield::WaitsForChildren)
+        }
+        (_, Some(CancelCause::Requested(reason))) => {
+            Verdict::Failed(AttemptFailure::unrecoverable(reason, FinalCause::Cancelled))
+        }
+        (Answer::Ran(Ok(value)), _) => Verdict::Done(value),
+        (Answer::Ran(Err(error)), cause) => match (error.kind(), cause) {
+            (ErrorKind::Yield(to), _) => Verdict::Yield(to),
+            (_, Some(CancelCause::TimeLimit(limit))) => {
+                Verdict::Failed(AttemptFailure::timed_out(limit, Some(&error)))
+            }
+            _ => Verdict::Failed(AttemptFailure::from_error(&error)),
+        },
+        (Answer::Abandoned, Some(CancelCause::TimeLimit(limit))) => {
+            Verdict::Failed(AttemptFailure::timed_out(limit, None))
+        }
+        // Its lock is lost, or its worker is gone: nothing of it is written.
+        (Answer::Abandoned, _) => {
+            Verdict::Failed(AttemptFailure::from_error(&JobError::retry("the attempt broke off")))
+        }
+    }
+}
+
+fn yielded(to: Yield) -> Ended {
+    Ended::By(match to {
+        Yield::WaitsForChildren => return Ended::Elsewhere,
+        Yield::Snooze(delay) => Transition::Snooze { delay_ms: millis(delay) },
+        Yield::BackInLine => Transition::Release,
+        Yield::RateLimited(pause) => Transition::Limit { pause_ms: millis(pause).max(1) },
+    })
 }

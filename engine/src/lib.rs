@@ -41,6 +41,10 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+mod batch;
+mod cancellation;
+mod cancels;
+mod children;
 pub mod context;
 mod engine;
 pub mod events;
@@ -49,17 +53,21 @@ mod giveback;
 pub mod handler;
 mod locks;
 mod marker;
+pub mod middleware;
 pub mod outcome;
 mod pump;
 mod rescuer;
 mod router;
 mod schedules;
 mod sealed;
+pub mod testing;
 mod worker;
 
+pub use batch::{BatchFn, BatchJob, batch_fn};
+pub use cancellation::CancelCause;
 pub use context::JobContext;
 pub use engine::{Engine, EngineBuilder, EngineError};
-pub use handler::{Handler, JobError};
+pub use handler::{Handler, JobError, KindHandler};
 pub use mpanel_protocol::calls::fetch::RateLimit;
 pub use router::{HandlerFn, handler_fn};
 pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};

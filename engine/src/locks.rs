@@ -1,5 +1,6 @@
 //! Lock renewal for every active job of the process, on a thread and a connection
-//! of its own: a handler that hogs the runtime does not lose its lock.
+//! of its own: a handler that hogs the runtime does not lose its lock. For the same
+//! reason time limits are watched here: a runtime that has a thread left is woken.
 //!
 //! A job whose lock is lost, or could not be renewed until it surely expired, is
 //! cancelled at once.
@@ -8,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,7 +22,8 @@ use mpanel_protocol::{
 };
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+
+use crate::cancellation::{CancelCause, Cancellation};
 
 /// How long a renewal may take before its connection counts as broken.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,18 +36,13 @@ const RETRIES_IN_A_LOCK: u32 = 10;
 #[derive(Debug)]
 struct Held {
     token: LockToken,
+    since: Instant,
     proven: Instant,
-    cancel: CancellationToken,
-    lost: Arc<AtomicBool>,
+    attempt: Cancellation,
+    /// When its time is over, and how much it had.
+    limit: Option<(Instant, Duration)>,
     /// The attempt is over; its outcome is on its way, and ends the lock.
     ended: bool,
-}
-
-impl Held {
-    fn lose(&self) {
-        self.lost.store(true, Ordering::Relaxed);
-        self.cancel.cancel();
-    }
 }
 
 /// The locks of one worker.
@@ -108,9 +105,25 @@ impl LockKeeper {
         LockRing { keeper: self.clone(), id }
     }
 
-    /// When the next renewal is due; `None` while nothing is held.
+    /// When the next renewal is due, or the next time limit; `None` while nothing is held.
     fn next_due(&self) -> Option<Instant> {
-        self.rings().values().filter(|r| !r.held.is_empty()).map(|r| r.due).min()
+        let rings = self.rings();
+        let renewals = rings.values().filter(|r| !r.held.is_empty()).map(|r| r.due);
+        let limits = rings.values().flat_map(|r| r.held.values()).filter_map(|h| Some(h.limit?.0));
+        renewals.chain(limits).min()
+    }
+
+    /// Cancels the attempts whose time is over.
+    fn end_overdue(&self, now: Instant) {
+        for ring in self.rings().values_mut() {
+            for (id, held) in &mut ring.held {
+                let Some((_, limit)) = held.limit.take_if(|(at, _)| *at <= now) else { continue };
+                if !held.ended {
+                    tracing::warn!(queue = %ring.keys.queue(), job.id = %id, ?limit, "time limit exceeded; the attempt is cancelled");
+                    held.attempt.cancel(CancelCause::TimeLimit(limit));
+                }
+            }
+        }
     }
 
     /// The rings whose renewal is due, as lists to renew.
@@ -135,7 +148,7 @@ impl LockKeeper {
                 if !held.ended {
                     tracing::warn!(queue = %ring.keys.queue(), job.id = %id, "lock lost; the attempt is cancelled");
                 }
-                held.lose();
+                held.attempt.lose_lock();
                 ring.held.remove(id);
             } else {
                 held.proven = at;
@@ -154,7 +167,7 @@ impl LockKeeper {
             let expired = now.duration_since(held.proven) > lock;
             if expired {
                 tracing::warn!(%queue, job.id = %id, "lock not renewed until it expired; the attempt is cancelled");
-                held.lose();
+                held.attempt.lose_lock();
             }
             !expired
         });
@@ -164,21 +177,14 @@ impl LockKeeper {
 impl LockRing {
     /// From now on the job's lock is renewed. `asked_at` is when the call that set
     /// the lock was made.
-    pub(crate) fn hold(
-        &self,
-        id: JobId,
-        token: LockToken,
-        asked_at: Instant,
-        cancel: CancellationToken,
-        lost: Arc<AtomicBool>,
-    ) {
+    pub(crate) fn hold(&self, id: JobId, token: LockToken, asked_at: Instant, attempt: Cancellation) {
         let mut rings = self.keeper.rings();
         let Some(ring) = rings.get_mut(&self.id) else { return };
         let was_empty = ring.held.is_empty();
-        let held = Held { token, proven: asked_at, cancel, lost, ended: false };
+        let held = Held { token, since: asked_at, proven: asked_at, attempt, limit: None, ended: false };
         if let Some(former) = ring.held.insert(id, held) {
             // The job was started anew, so the lock of the attempt before is gone.
-            former.lose();
+            former.attempt.lose_lock();
         }
         let due = asked_at + ring.lock / 2;
         if was_empty || due < ring.due {
@@ -186,6 +192,16 @@ impl LockRing {
             drop(rings);
             self.keeper.changed.notify_one();
         }
+    }
+
+    /// From now on the attempt has so much time.
+    pub(crate) fn limit(&self, id: &JobId, token: &LockToken, limit: Duration) {
+        if let Some(ring) = self.keeper.rings().get_mut(&self.id)
+            && let Some(held) = ring.held.get_mut(id).filter(|h| h.token == *token)
+        {
+            held.limit = Some((Instant::now() + limit, limit));
+        }
+        self.keeper.changed.notify_one();
     }
 
     /// The attempt is over; its lock is renewed until its outcome is written.
@@ -209,8 +225,18 @@ impl LockRing {
     /// Cancels every attempt that still runs.
     pub(crate) fn cancel_all(&self) {
         if let Some(ring) = self.keeper.rings().get(&self.id) {
-            ring.held.values().for_each(|held| held.cancel.cancel());
+            ring.held.values().for_each(|held| held.attempt.cancel(CancelCause::Stopping));
         }
+    }
+
+    /// The jobs that have been running for at least `age`.
+    pub(crate) fn older_than(&self, age: Duration) -> Vec<(JobId, Cancellation)> {
+        let now = Instant::now();
+        let rings = self.keeper.rings();
+        let held = rings.get(&self.id).into_iter().flat_map(|ring| &ring.held);
+        held.filter(|(_, h)| !h.ended && now.duration_since(h.since) >= age)
+            .map(|(id, h)| (id.clone(), h.attempt.clone()))
+            .collect()
     }
 
     /// The worker is gone.
@@ -236,6 +262,7 @@ async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
         // cancel-safe: a notification that is not taken stays for the next turn.
         let _ = tokio::time::timeout(pause, changed.changed.notified()).await;
         let now = Instant::now();
+        changed.end_overdue(now);
         for DueRing { ring, keys, lock, held } in changed.take_due(now) {
             for chunk in held.chunks(LOCKS_PER_CALL) {
                 // A frozen server is given up before the locks have expired.

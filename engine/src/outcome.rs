@@ -9,10 +9,11 @@ use mpanel_protocol::{
     calls::finish::{Failure, Transition},
     job::FetchedJob,
     options::{JobOptions, KeepJobs},
+    peer::Peer,
     time::millis,
 };
 
-use crate::handler::{FinalCause, JobError};
+use crate::handler::{ErrorKind, FinalCause, JobError};
 
 /// Longest `failedReason`, bytes.
 const REASON_MAX: usize = 4096;
@@ -32,6 +33,24 @@ pub struct OutcomePolicy {
     pub remove_on_fail: Option<KeepJobs>,
     /// Strategy for backoff types that are neither fixed nor exponential.
     pub backoff_strategy: Option<BackoffStrategy>,
+    /// How often a job may be started, stalled and snoozed starts included
+    /// (BullMQ's `maxStartedAttempts`).
+    pub starts_allowed: Option<u32>,
+    /// Whether the last start allowed may be followed by a retry that then fails
+    /// (5.x), or not (6.x).
+    pub peer: Peer,
+}
+
+impl OutcomePolicy {
+    /// Whether no start may follow this one.
+    fn starts_used(&self, job: &FetchedJob) -> bool {
+        self.peer == Peer::V6 && self.starts_allowed.is_some_and(|most| job.attempts_started >= most)
+    }
+
+    /// Whether this start is one too many.
+    pub(crate) fn started_too_often(&self, job: &FetchedJob) -> bool {
+        self.starts_allowed.is_some_and(|most| job.attempts_started > most)
+    }
 }
 
 impl fmt::Debug for OutcomePolicy {
@@ -40,6 +59,7 @@ impl fmt::Debug for OutcomePolicy {
             .field("remove_on_complete", &self.remove_on_complete)
             .field("remove_on_fail", &self.remove_on_fail)
             .field("backoff_strategy", &self.backoff_strategy.is_some())
+            .field("starts_allowed", &self.starts_allowed)
             .finish()
     }
 }
@@ -83,10 +103,12 @@ impl AttemptFailure {
     /// From what a handler returned. Causes go into the stack, below the reason.
     #[must_use]
     pub fn from_error(error: &JobError) -> Self {
-        let again = match error {
-            JobError::Retry { .. } => Again::Backoff,
-            JobError::RetryAfter { delay, .. } => Again::After(*delay),
-            JobError::Never { .. } => Again::Never(FinalCause::NeverRetry),
+        let again = match error.kind() {
+            // What yields is no failure; who asks here all the same gets the mildest.
+            ErrorKind::Retry | ErrorKind::Panicked | ErrorKind::Yield(_) => Again::Backoff,
+            ErrorKind::RetryAfter(delay) => Again::After(delay),
+            ErrorKind::Never => Again::Never(FinalCause::NeverRetry),
+            ErrorKind::BadPayload => Again::Never(FinalCause::BadPayload),
         };
         let name = if matches!(again, Again::Never(_)) { "UnrecoverableError" } else { "Error" };
         let mut stack = format!("{name}: {}", error.reason());
@@ -111,12 +133,22 @@ impl AttemptFailure {
         Self { reason, stack, again: Again::Never(cause) }
     }
 
-    /// A panic: counts as an attempt, and is tried again.
+    /// An attempt that took too long. What the handler made of its cancellation
+    /// stands in the stack; an error that must never be tried again stays one.
     #[must_use]
-    pub fn panicked(message: &str) -> Self {
-        let reason = bounded(format!("handler panicked: {message}"), REASON_MAX);
-        let stack = format!("Error: {reason}");
-        Self { reason, stack, again: Again::Backoff }
+    pub fn timed_out(limit: Duration, answer: Option<&JobError>) -> Self {
+        let reason = format!("time limit of {limit:?} exceeded");
+        match answer.map(Self::from_error) {
+            Some(failure) if matches!(failure.again, Again::Never(_)) => failure,
+            Some(failure) => {
+                let stack = format!("Error: {reason}\n    then: {}", failure.stack);
+                Self { stack: bounded(stack, STACK_MAX), reason, again: failure.again }
+            }
+            None => {
+                let stack = format!("Error: {reason}\n    then: the handler ignored its cancellation");
+                Self { stack, reason, again: Again::Backoff }
+            }
+        }
     }
 }
 
@@ -129,14 +161,17 @@ pub fn after_success(options: &JobOptions, value: String, policy: &OutcomePolicy
 
 /// Why a failure of this attempt would be final; `None` when another attempt follows.
 #[must_use]
-pub fn final_cause(job: &FetchedJob, options: &JobOptions, failure: &AttemptFailure) -> Option<FinalCause> {
-    match failure.again {
-        Again::Never(cause) => Some(cause),
-        Again::Backoff | Again::After(_) if job.attempts_made + 1 >= options.attempts => {
-            Some(FinalCause::Exhausted)
-        }
-        Again::Backoff | Again::After(_) => None,
+pub fn final_cause(
+    job: &FetchedJob,
+    options: &JobOptions,
+    failure: &AttemptFailure,
+    policy: &OutcomePolicy,
+) -> Option<FinalCause> {
+    if let Again::Never(cause) = failure.again {
+        return Some(cause);
     }
+    let attempts_used = job.attempts_made + 1 >= options.attempts;
+    (attempts_used || policy.starts_used(job)).then_some(FinalCause::Exhausted)
 }
 
 /// The transition after a failure. `random` is in [0, 1).
@@ -157,7 +192,7 @@ pub fn after_failure(
         keep: options.remove_on_fail.or(policy.remove_on_fail).map(KeepJobs::retention).unwrap_or_default(),
         attempts_allowed: options.attempts,
     };
-    if final_cause(job, options, failure).is_some() {
+    if final_cause(job, options, failure, policy).is_some() {
         return fail(stored);
     }
     let delay_ms = match failure.again {

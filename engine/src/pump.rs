@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,10 +30,11 @@ use tokio::{
 };
 
 use crate::{
+    cancellation::Cancellation,
     executor::{Done, run_attempt},
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
-    worker::{Shared, WorkerStats},
+    worker::{Control, Shared, WorkerStats},
 };
 
 /// Pauses after a call that failed, doubling.
@@ -79,6 +80,9 @@ pub(crate) struct Pump {
     given_back: JoinSet<()>,
     outgoing: Vec<Outgoing>,
     fetch: Fetch,
+    /// A handler found that the queue is to start nothing until then.
+    limited_until: Option<Instant>,
+    control: watch::Receiver<Control>,
     waiting: bool,
     pause: Duration,
     last_fetch_empty: bool,
@@ -89,6 +93,7 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 
 impl Pump {
     pub(crate) fn new(shared: Arc<Shared>, waiter: Waiter, stats: watch::Sender<WorkerStats>) -> Self {
+        let control = shared.control.subscribe();
         Self {
             shared,
             waiter,
@@ -99,6 +104,8 @@ impl Pump {
             given_back: JoinSet::new(),
             outgoing: Vec::new(),
             fetch: Fetch::Now,
+            limited_until: None,
+            control,
             waiting: false,
             pause: PAUSE_MIN,
             last_fetch_empty: false,
@@ -132,7 +139,9 @@ impl Pump {
             self.publish();
             self.rest(stopping, slots).await;
         }
-        self.end_wait().await;
+        if self.waiting {
+            self.end_wait().await;
+        }
         // Given back or not, their locks expire and the jobs are rescued.
         let _ = tokio::time::timeout(GIVE_BACK_GRACE, async {
             while self.given_back.join_next().await.is_some() {}
@@ -145,13 +154,11 @@ impl Pump {
     /// Nothing may be taken from the marker on our behalf any more, and what was
     /// taken is put back for the others.
     async fn end_wait(&mut self) {
-        if !self.waiting {
-            return;
-        }
         for _ in 0..CALLS_BACK {
             self.waiter.call_back(&self.shared.engine.redis).await;
             // cancel-safe: a wake that is not taken stays in the channel.
             if tokio::time::timeout(CALL_BACK_PAUSE, self.waiter.wakes.recv()).await.is_ok() {
+                self.waiting = false;
                 break;
             }
         }
@@ -171,7 +178,46 @@ impl Pump {
     }
 
     fn free_slots(&self) -> usize {
-        self.shared.concurrency.saturating_sub(self.running.len())
+        let control = *self.control.borrow();
+        let closed = control.paused || self.limited_until.is_some();
+        if closed { 0 } else { control.concurrency.saturating_sub(self.running.len()) }
+    }
+
+    /// A handler's limit is over, or has lasted a while: somebody may have ended or
+    /// prolonged it meanwhile.
+    async fn look_at_limit(&mut self, until: Instant) {
+        let redis = &self.shared.engine.redis;
+        let key = self.shared.keys.limiter();
+        let left_ms = match redis.shared_for(&key).await {
+            Ok(mut shared) => {
+                let asked = redis::cmd("PTTL").arg(&key).query_async::<i64>(&mut shared.conn).await;
+                if let Err(error) = &asked {
+                    redis.report(&shared, error).await;
+                }
+                asked.ok()
+            }
+            Err(_) => None,
+        };
+        let now = Instant::now();
+        self.limited_until = match left_ms {
+            Some(ms) => u64::try_from(ms).ok().filter(|ms| *ms > 0).map(|ms| now + Duration::from_millis(ms)),
+            // Not to be known: as it was.
+            None => (until > now).then_some(until),
+        };
+        if self.limited_until.is_none() && !matches!(self.fetch, Fetch::NotBefore(_)) {
+            self.fetch = Fetch::Now;
+        }
+    }
+
+    /// The worker was paused, went on, or has another number of slots.
+    async fn controlled(&mut self) {
+        if self.control.borrow_and_update().paused {
+            if self.waiting {
+                self.end_wait().await;
+            }
+        } else if matches!(self.fetch, Fetch::OnMarker { .. }) {
+            self.fetch = Fetch::Now;
+        }
     }
 
     /// Takes in what has ended.
@@ -191,11 +237,15 @@ impl Pump {
                     Transition::Fail { .. } | Transition::RetryNow { .. } | Transition::RetryLater { .. } => {
                         self.counters.failed += 1;
                     }
+                    Transition::Limit { pause_ms } => {
+                        let pause = Duration::from_millis(pause_ms.try_into().unwrap_or(0));
+                        self.limited_until = Some(Instant::now() + pause);
+                    }
                     Transition::Snooze { .. } | Transition::Release | Transition::AwaitChildren { .. } => {}
                 }
                 self.outgoing.push(Outgoing { finish, uncertain: false });
             }
-            Ok((task, Done::LockLost(id, token))) => {
+            Ok((task, Done::LockLost(id, token) | Done::Moved(id, token))) => {
                 self.running.remove(&task);
                 self.shared.locks.release(&id, &token);
             }
@@ -224,6 +274,7 @@ impl Pump {
             Fetch::NotBefore(at) => Some(at),
             Fetch::Now | Fetch::OnMarker { .. } => None,
         };
+        let limit_look = self.limited_until.map(|until| until.min(Instant::now() + LIMIT_PAUSE_MAX));
         let stop = self.shared.stop.clone();
         // cancel-safe: every branch only waits; what it yields is handled after it.
         tokio::select! {
@@ -231,6 +282,12 @@ impl Pump {
             Some(wake) = self.waiter.wakes.recv() => self.woken(wake, slots).await,
             Some(_) = self.given_back.join_next() => {}
             () = until(not_before), if not_before.is_some() => self.fetch = Fetch::Now,
+            () = until(limit_look), if limit_look.is_some() => {
+                if let Some(until) = self.limited_until {
+                    self.look_at_limit(until).await;
+                }
+            }
+            Ok(()) = self.control.changed() => self.controlled().await,
             () = stop.cancelled(), if !stopping => {}
         }
     }
@@ -332,11 +389,9 @@ impl Pump {
 
     fn start(&mut self, job: mpanel_protocol::job::FetchedJob, token: &LockToken, asked_at: Instant) {
         let id = job.id.clone();
-        let cancelled = self.shared.abort.child_token();
-        let lost = Arc::new(AtomicBool::new(false));
-        self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancelled.clone(), lost.clone());
-        let handle =
-            self.attempts.spawn(run_attempt(self.shared.clone(), job, token.clone(), cancelled, lost));
+        let cancellation = Cancellation::under(&self.shared.abort);
+        self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancellation.clone());
+        let handle = self.attempts.spawn(run_attempt(self.shared.clone(), job, token.clone(), cancellation));
         self.running.insert(handle.id(), (id, token.clone(), handle));
     }
 
@@ -418,7 +473,7 @@ async fn until(at: Option<Instant>) {
 }
 
 /// Whether the same call may succeed later.
-fn is_transient(error: &ScriptError) -> bool {
+pub(crate) fn is_transient(error: &ScriptError) -> bool {
     match error {
         ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
         ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
@@ -426,7 +481,7 @@ fn is_transient(error: &ScriptError) -> bool {
 }
 
 /// A connection that was not to be had, as the script's error.
-fn unreachable_script(error: &mpanel_connect::ConnectError) -> ScriptError {
+pub(crate) fn unreachable_script(error: &mpanel_connect::ConnectError) -> ScriptError {
     let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, error.to_string());
     ScriptError::Redis { script: "connect", source: io.into() }
 }

@@ -1,26 +1,30 @@
-//! From a job's name to the handler that runs it, with the types erased.
+//! From a job's name to the handler that runs it, with the types erased, and the
+//! middleware around it.
 
-use std::{collections::BTreeMap, future::Future, marker::PhantomData, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap, future::Future, marker::PhantomData, panic::AssertUnwindSafe, pin::Pin, sync::Arc,
+    time::Duration,
+};
 
+use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     context::JobContext,
     handler::{BoxError, FinalCause, Handler, JobError},
+    middleware::{AnyMiddleware, Middleware, Next, ReturnValue},
 };
 
-type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a handler made of an attempt: JSON text of its result, or why not.
-pub(crate) enum Ran {
-    Ok(String),
-    BadPayload(String),
-    Failed(JobError),
-}
+/// What came of an attempt: JSON text of its result, or why not.
+pub(crate) type Ran = Result<ReturnValue, JobError>;
 
-/// A [`Handler`] without its types.
+/// A [`Handler`] without its types. Its futures own what they need, so that they
+/// can be given to a task of their own.
 pub(crate) trait AnyHandler: Send + Sync {
-    fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Ran>;
+    fn run(self: Arc<Self>, ctx: JobContext) -> BoxFuture<'static, Ran>;
+    fn time_limit(&self, ctx: &JobContext) -> Option<Duration>;
     fn on_failed<'a>(
         &'a self,
         ctx: &'a JobContext,
@@ -31,23 +35,25 @@ pub(crate) trait AnyHandler: Send + Sync {
 
 struct Typed<H>(H);
 
+impl<H: Handler> Typed<H> {
+    async fn attempt(&self, ctx: &JobContext) -> Ran {
+        let data = serde_json::from_str::<H::Data>(ctx.data_json())
+            .map_err(|error| JobError::bad_payload(format!("the payload cannot be decoded: {error}")))?;
+        let output = self.0.run(ctx, data).await?;
+        ReturnValue::of(&output)
+    }
+}
+
 impl<H: Handler> AnyHandler for Typed<H> {
-    fn run<'a>(&'a self, ctx: &'a JobContext) -> BoxFuture<'a, Ran> {
+    fn run(self: Arc<Self>, ctx: JobContext) -> BoxFuture<'static, Ran> {
         Box::pin(async move {
-            let data = match serde_json::from_str::<H::Data>(ctx.data_json()) {
-                Ok(data) => data,
-                Err(error) => return Ran::BadPayload(format!("the payload cannot be decoded: {error}")),
-            };
-            match self.0.run(ctx, data).await {
-                Ok(output) => match serde_json::to_string(&output) {
-                    Ok(json) => Ran::Ok(json),
-                    Err(e) => {
-                        Ran::Failed(JobError::never(format!("the result cannot be written as JSON: {e}")))
-                    }
-                },
-                Err(error) => Ran::Failed(error),
-            }
+            let attempt = AssertUnwindSafe(self.attempt(&ctx)).catch_unwind();
+            attempt.await.unwrap_or_else(|panic| Err(JobError::panicked(&panic_text(panic.as_ref()))))
         })
+    }
+
+    fn time_limit(&self, ctx: &JobContext) -> Option<Duration> {
+        self.0.time_limit(ctx)
     }
 
     fn on_failed<'a>(
@@ -60,12 +66,22 @@ impl<H: Handler> AnyHandler for Typed<H> {
     }
 }
 
-/// The handlers of a worker.
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// The handlers of a worker, and what stands around them.
 #[derive(Clone, Default)]
 pub(crate) struct Router {
     named: BTreeMap<String, Arc<dyn AnyHandler>>,
     any: Option<Arc<dyn AnyHandler>>,
     first: Option<Arc<dyn AnyHandler>>,
+    middleware: Arc<[Arc<dyn AnyMiddleware>]>,
 }
 
 impl Router {
@@ -80,6 +96,12 @@ impl Router {
         }
     }
 
+    pub(crate) fn surround<M: Middleware>(&mut self, middleware: M) {
+        let outer = self.middleware.iter().cloned();
+        let inner: Arc<dyn AnyMiddleware> = Arc::new(middleware);
+        self.middleware = outer.chain([inner]).collect();
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
     }
@@ -87,6 +109,14 @@ impl Router {
     /// The handler of jobs with this name.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<dyn AnyHandler>> {
         self.named.get(name).or(self.any.as_ref())
+    }
+
+    /// One attempt by `handler`, through the middleware.
+    pub(crate) fn run(&self, handler: &Arc<dyn AnyHandler>, ctx: JobContext) -> BoxFuture<'static, Ran> {
+        if self.middleware.is_empty() {
+            return handler.clone().run(ctx);
+        }
+        Next::new(self.middleware.clone(), handler.clone()).start(ctx)
     }
 
     /// Who is told of a job that nobody handles: the first handler registered.

@@ -4,10 +4,7 @@
 //! A process that dies in between leaves the job in `active`; when it has stalled
 //! it is taken again, and makes the successor then.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use mpanel_protocol::{
     calls::{
@@ -18,9 +15,8 @@ use mpanel_protocol::{
     schedule::may_be_scheduled,
     script::ScriptError,
 };
-use tokio_util::sync::CancellationToken;
 
-use crate::worker::Shared;
+use crate::{cancellation::Cancellation, worker::Shared};
 
 /// Pauses between tries while Redis cannot be reached, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -39,8 +35,7 @@ pub(crate) struct Interrupted;
 pub(crate) async fn carry_on(
     shared: &Shared,
     job: &FetchedJob,
-    cancelled: &CancellationToken,
-    lock_lost: &AtomicBool,
+    cancellation: &Cancellation,
 ) -> Result<(), Interrupted> {
     let engine = &shared.engine;
     if !may_be_scheduled(job, engine.peer) {
@@ -81,11 +76,8 @@ pub(crate) async fn carry_on(
         }
         // cancel-safe: both branches only wait.
         tokio::select! {
-            () = cancelled.cancelled() => return Err(Interrupted),
+            () = cancellation.hard().cancelled() => return Err(Interrupted),
             () = tokio::time::sleep(pause) => {}
-        }
-        if lock_lost.load(Ordering::Relaxed) {
-            return Err(Interrupted);
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }

@@ -7,10 +7,13 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin::QueueAdmin,
+    cancels::watch_for_ever,
     engine::{EngineError, EngineInner},
     handler::Handler,
     locks::LockRing,
     marker::{Waiter, client_name},
+    middleware::Middleware,
     outcome::{BackoffStrategy, OutcomePolicy},
     pump::Pump,
     rescuer::rescue_for_ever,
@@ -19,6 +22,8 @@ use crate::{
 
 /// Largest payload unless the builder says otherwise, bytes.
 const SIZE_LIMIT: usize = 16 * 1024 * 1024;
+/// How long a handler may take to end after its time limit or a request to cancel.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
 /// How long cancelled attempts may take to end after the grace period.
 const ABORT_GRACE: Duration = Duration::from_secs(2);
 
@@ -27,9 +32,13 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Shared {
     pub(crate) engine: Arc<EngineInner>,
     pub(crate) keys: QueueKeys,
+    pub(crate) admin: QueueAdmin,
     pub(crate) router: Router,
     pub(crate) policy: OutcomePolicy,
-    pub(crate) concurrency: usize,
+    /// What may change while the worker runs.
+    pub(crate) control: watch::Sender<Control>,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) cancel_grace: Duration,
     pub(crate) lock: Duration,
     pub(crate) stalled_interval: Duration,
     pub(crate) stalls_allowed: u32,
@@ -42,6 +51,20 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Handlers must return now.
     pub(crate) abort: CancellationToken,
+}
+
+impl Shared {
+    /// A handle on the worker's queue.
+    pub(crate) fn admin(&self) -> &QueueAdmin {
+        &self.admin
+    }
+}
+
+/// What may change while a worker runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Control {
+    pub(crate) paused: bool,
+    pub(crate) concurrency: usize,
 }
 
 impl std::fmt::Debug for Router {
@@ -59,6 +82,8 @@ pub struct WorkerBuilder {
     router: Router,
     policy: OutcomePolicy,
     concurrency: usize,
+    time_limit: Option<Duration>,
+    cancel_grace: Duration,
     lock: Duration,
     stalled_interval: Duration,
     stalls_allowed: u32,
@@ -70,12 +95,15 @@ pub struct WorkerBuilder {
 
 impl WorkerBuilder {
     pub(crate) fn new(engine: Arc<EngineInner>, keys: QueueKeys) -> Self {
+        let peer = engine.peer;
         Self {
             engine,
             keys,
             router: Router::default(),
-            policy: OutcomePolicy::default(),
+            policy: OutcomePolicy { peer, ..OutcomePolicy::default() },
             concurrency: 1,
+            time_limit: None,
+            cancel_grace: CANCEL_GRACE,
             lock: Duration::from_secs(30),
             stalled_interval: Duration::from_secs(30),
             stalls_allowed: 1,
@@ -95,6 +123,35 @@ impl WorkerBuilder {
     /// Jobs whose name has no handler of its own go to `handler`.
     pub fn handle_any<H: Handler>(mut self, handler: H) -> Self {
         self.router.add(None, handler);
+        self
+    }
+
+    /// Puts `middleware` around every handler of this worker, inside those that were
+    /// put before it.
+    pub fn middleware<M: Middleware>(mut self, middleware: M) -> Self {
+        self.router.surround(middleware);
+        self
+    }
+
+    /// How long an attempt may take, unless its handler says otherwise; default:
+    /// any time. Then [`crate::JobContext::cancelled`] fires, and the attempt has
+    /// failed, to be retried as any other.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// How long a handler may take to end after its time limit or a request to
+    /// cancel, before it is left behind; default 5 s.
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = grace;
+        self
+    }
+
+    /// How often a job may be started at most, stalled and snoozed starts included
+    /// (BullMQ's `maxStartedAttempts`); default: any number.
+    pub fn starts_allowed(mut self, starts: u32) -> Self {
+        self.policy.starts_allowed = Some(starts).filter(|starts| *starts > 0);
         self
     }
 
@@ -184,12 +241,17 @@ impl WorkerBuilder {
             return Err(wrong("lock must be at least 10 ms and the stalled interval more than 0"));
         }
         let locks = self.engine.keeper.ring(self.keys.clone(), self.lock);
+        let admin = self.engine.admin(self.keys.queue());
+        let control = Control { paused: false, concurrency: self.concurrency };
         let shared = Arc::new(Shared {
             engine: self.engine,
             keys: self.keys,
+            admin,
             router: self.router,
             policy: self.policy,
-            concurrency: self.concurrency,
+            control: watch::Sender::new(control),
+            time_limit: self.time_limit,
+            cancel_grace: self.cancel_grace,
             lock: self.lock,
             stalled_interval: self.stalled_interval,
             stalls_allowed: self.stalls_allowed,
@@ -226,6 +288,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     pump: Option<JoinHandle<usize>>,
     rescuer: JoinHandle<()>,
+    canceller: JoinHandle<()>,
     stats: watch::Receiver<WorkerStats>,
 }
 
@@ -245,8 +308,10 @@ impl Worker {
         let (publish, stats) = watch::channel(WorkerStats::default());
         let pump = tokio::spawn(Pump::new(shared.clone(), waiter, publish).run());
         let rescuer = tokio::spawn(rescue_for_ever(shared.clone()));
-        tracing::info!(queue = %shared.keys.queue(), concurrency = shared.concurrency, "worker started");
-        Self { shared, pump: Some(pump), rescuer, stats }
+        let canceller = tokio::spawn(watch_for_ever(shared.clone()));
+        let concurrency = shared.control.borrow().concurrency;
+        tracing::info!(queue = %shared.keys.queue(), concurrency, "worker started");
+        Self { shared, pump: Some(pump), rescuer, canceller, stats }
     }
 
     /// Counters, and whether the worker is idle.
@@ -265,9 +330,46 @@ impl Worker {
         let _ = stats.wait_for(|s| s.idle).await;
     }
 
-    /// Takes nothing new from now on; what runs goes on.
-    pub fn quiet(&self) {
-        self.shared.stop.cancel();
+    /// Takes nothing new until [`Worker::resume`]; what runs goes on ("quiet").
+    /// Other workers of the queue are not concerned: for that see
+    /// [`QueueAdmin::pause`].
+    pub fn pause(&self) {
+        self.control(|control| control.paused = true);
+    }
+
+    /// Takes jobs again.
+    pub fn resume(&self) {
+        self.control(|control| control.paused = false);
+    }
+
+    /// Whether the worker is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.shared.control.borrow().paused
+    }
+
+    /// How many jobs run at once from now on, at least 1; what runs already goes on.
+    pub fn set_concurrency(&self, jobs: usize) {
+        self.control(|control| control.concurrency = jobs.max(1));
+    }
+
+    fn control(&self, change: impl Fn(&mut Control)) {
+        self.shared.control.send_if_modified(|control| {
+            let before = *control;
+            change(control);
+            *control != before
+        });
+    }
+
+    /// Waits until nothing runs and every outcome is written, as it comes after a
+    /// while when the worker is paused.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn until_quiet(&self) {
+        let mut stats = self.stats.clone();
+        // An error means that the worker has stopped: nothing runs.
+        let _ = stats.wait_for(|s| s.active == 0 && s.unwritten == 0).await;
     }
 
     /// Takes nothing new, lets running jobs finish for `grace`, then cancels them
@@ -305,6 +407,7 @@ impl Drop for Worker {
         self.shared.locks.cancel_all();
         self.shared.locks.close();
         self.rescuer.abort();
+        self.canceller.abort();
         if let Some(pump) = &self.pump {
             pump.abort();
         }

@@ -21,7 +21,7 @@ async fn a_stopping_worker_finishes_what_runs_and_takes_nothing_new() {
     let gate = Gate::closed();
     let worker = bench.worker("q").concurrency(2).handle_any(gate.stubborn()).start().unwrap();
     gate.started(2).await;
-    worker.quiet();
+    worker.pause();
     bench.queue("q").enqueue("late", &json!({}), EnqueueOptions::new()).await.unwrap();
     gate.open();
     let report = worker.stop(PATIENCE).await;

@@ -6,8 +6,8 @@
                     keep limit|false, attempts allowed, delay ms, lifo ]; ends where nothing more is said
             kind: 1 complete (text: return value JSON), 2 fail (text: reason),
                   3 retry now, 4 delay by `delay ms` and count an attempt (text: reason, may be false),
-                  5 delay without counting an attempt, 6 release: back in line, nothing counted,
-                  7 wait for children
+                  5 delay without counting an attempt, 6 release: back in line, nothing counted; with
+                  `delay ms` the queue is limited for so long, 7 wait for children
             fetch: [slots, token, lock ms, limiter max|false, limiter ms|false, worker name|false]
   Returns   MessagePack [codes, fetched]; a code is 0, 1 (kind 7: no child is pending) or negative;
             fetched is as in fetchJobs; false when not asked for, or when every item was refused
@@ -169,6 +169,7 @@ local function again(item, key, f, kind)
     pushJob(q, id, priority, item[11] and "RPUSH" or "LPUSH")
     call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
   elseif kind == RELEASE then
+    if item[10] then call("SET", P .. "limiter", "9007199254740991", "PX", item[10]) end
     pushFirst(q, id, priority)
     call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
   elseif kind == CHILDREN then

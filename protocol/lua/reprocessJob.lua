@@ -18,7 +18,9 @@ if call("ZREM", P .. from, id) == 0 then return -3 end
 attempt("HDEL", key, "finishedOn", "processedOn", from == "completed" and "returnvalue" or "failedReason")
 if resetMade then call("HDEL", key, "atm") end
 if resetStarted then call("HDEL", key, "ats") end
-local f = attempt("HMGET", key, "parentKey", "priority") or {}
+local f = attempt("HMGET", key, "parentKey", "priority", "defa") or {}
+-- A request to cancel that came too late for the run that ended does not concern this one.
+if f[3] and string.sub(f[3], 1, 13) == "cancelled by " then call("HDEL", key, "defa") end
 -- 5.x forgets the priority of a job that is run again.
 pushJob(q, id, peer == "v6" and tonumber(f[2]) or 0, lifo and "RPUSH" or "LPUSH")
 regainChild(key, f[1], from)

@@ -169,6 +169,10 @@ scripts! {
     EXTEND_LOCKS = "extendLocks" ["queue"];
     /// `lua/rescueStalled.lua`
     RESCUE_STALLED = "rescueStalled" ["queue"];
+    /// `lua/cancelJob.lua`
+    CANCEL_JOB = "cancelJob" ["queue", "push", "parents"];
+    /// `lua/findCancelled.lua`
+    FIND_CANCELLED = "findCancelled" ["queue"];
     /// `lua/updateJob.lua`
     UPDATE_JOB = "updateJob" ["queue"];
     /// `lua/reprocessJob.lua`

@@ -341,7 +341,7 @@ impl Queue {
                 m.prioritized.insert((priority, 0, id.clone()), ());
             }
             Transition::Release => m.push(&id, 0, true),
-            Transition::AwaitChildren { .. } => unreachable!(),
+            Transition::Limit { .. } | Transition::AwaitChildren { .. } => unreachable!(),
         }
         if !matches!(transition, Transition::Snooze { .. } | Transition::Release) {
             m.jobs.get_mut(&id).unwrap().made += 1;

@@ -391,17 +391,17 @@ async fn a_static_address_is_kept_and_belongs_to_one_pod() {
 #[tokio::test]
 async fn the_handler_speaks_the_engines_language() {
     use mpanel_engine::{
-        context::JobContext,
-        handler::{FinalCause, Handler, JobError},
+        handler::{ErrorKind, FinalCause, Handler},
+        testing::FakeJob,
     };
-    use mpanel_protocol::ids::{JobId, QueueName};
+    use mpanel_protocol::ids::QueueName;
     use mpanel_worker::services::cloudpods::{CreateHandler, Payload};
 
     let world = World::new().await;
     let handler = CreateHandler::new(world.service.clone());
     let context = |id: &str, data: &serde_json::Value| {
-        let (queue, id) = (QueueName::new(QUEUE).unwrap(), JobId::stored(id));
-        JobContext::detached(queue, id, "create", 1, 2, &data.to_string())
+        let job = FakeJob::new("create", data).queue(QueueName::new(QUEUE).unwrap()).id(id).attempts(2);
+        job.into_context()
     };
     let good = context("create-121-1", &payload(121));
     assert_eq!(handler.run(&good, Payload(payload(121))).await.unwrap().vmid, 121);
@@ -409,7 +409,7 @@ async fn the_handler_speaks_the_engines_language() {
     data["cores"] = json!(0);
     let bad = context("create-122-1", &data);
     let error = handler.run(&bad, Payload(data)).await.unwrap_err();
-    assert!(matches!(error, JobError::Never { .. }), "{error}");
+    assert!(error.kind() == ErrorKind::Never, "{error}");
     handler.on_failed(&bad, FinalCause::NeverRetry, error.reason()).await.unwrap();
     let row = "SELECT status || ' ' || error FROM cloud_pod_jobs WHERE bull_job_id = 'create-122-1'";
     assert_eq!(world.one(row).await, "failed Invalid payload: cores must be from 1 to 1024, is 0");

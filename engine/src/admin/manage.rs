@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mpanel_protocol::{
     calls::{
+        cancel::{CANCELLED_BY, Cancelling, cancel_job},
         flow, locks,
         manage::{self, FinalState, Removal, Reprocess, Update},
     },
@@ -15,6 +16,8 @@ use super::{AdminError, QueueAdmin, script};
 
 /// The highest priority number BullMQ takes.
 const PRIORITY_MAX: u32 = 2_097_151;
+/// Longest name of someone who cancels a job, characters.
+const WHO_MAX: usize = 200;
 
 impl QueueAdmin {
     /// Runs a finished job again.
@@ -59,8 +62,11 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError::Job`] when it is gone, [`AdminError::Value`].
     pub async fn update_data(&self, id: &JobId, data: &impl Serialize) -> Result<(), AdminError> {
-        let json = json_of(id, data)?;
-        script!(self, |conn| manage::update_job(conn, &self.keys, id, Update::Data(&json))).map(drop)
+        self.data_json(id, &json_of(id, data)?).await
+    }
+
+    pub(crate) async fn data_json(&self, id: &JobId, json: &str) -> Result<(), AdminError> {
+        script!(self, |conn| manage::update_job(conn, &self.keys, id, Update::Data(json))).map(drop)
     }
 
     /// Sets a job's progress and announces it.
@@ -68,8 +74,38 @@ impl QueueAdmin {
     /// # Errors
     /// [`AdminError::Job`] when it is gone, [`AdminError::Value`].
     pub async fn update_progress(&self, id: &JobId, progress: &impl Serialize) -> Result<(), AdminError> {
-        let json = json_of(id, progress)?;
-        script!(self, |conn| manage::update_job(conn, &self.keys, id, Update::Progress(&json))).map(drop)
+        self.progress_json(id, &json_of(id, progress)?).await
+    }
+
+    pub(crate) async fn progress_json(&self, id: &JobId, json: &str) -> Result<(), AdminError> {
+        script!(self, |conn| manage::update_job(conn, &self.keys, id, Update::Progress(json))).map(drop)
+    }
+
+    /// Ends a job for good, wherever it is: it becomes failed with `cancelled by
+    /// <who>` and is not tried again. A handler that runs it is told within a second
+    /// ([`crate::JobContext::cancelled`]); a job that does not run fails when a worker
+    /// reaches it, at once if it was delayed or waited for children. Handlers learn of
+    /// it by [`crate::Handler::on_failed`].
+    ///
+    /// A Node worker that runs the job is not disturbed; the job fails if it should
+    /// ever run again (not with BullMQ 5.28).
+    ///
+    /// ```no_run
+    /// # async fn run(admin: mpanel_engine::admin::QueueAdmin) -> Result<(), mpanel_engine::admin::AdminError> {
+    /// # let id = mpanel_protocol::ids::JobId::stored("42");
+    /// admin.cancel(&id, "operator ann").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`AdminError::Job`] when it is gone, or finished already; [`AdminError::Who`].
+    pub async fn cancel(&self, id: &JobId, who: &str) -> Result<Cancelling, AdminError> {
+        let who = who.trim();
+        if who.is_empty() || who.chars().count() > WHO_MAX || who.chars().any(char::is_control) {
+            return Err(AdminError::Who);
+        }
+        let (now, reason) = (self.now().await?, format!("{CANCELLED_BY}{who}"));
+        script!(self, |conn| cancel_job(conn, &self.keys, self.peer, now, id, &reason))
     }
 
     /// Takes a job away unless a worker holds it, with everything below it in a

@@ -51,6 +51,8 @@ use mpanel_protocol::{
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError};
 use tokio::{sync::Mutex, time::Instant};
 
+pub use mpanel_protocol::calls::cancel::Cancelling;
+
 pub use self::{
     bulk::{Bulk, Progress},
     counts::Counts,
@@ -110,6 +112,9 @@ pub enum AdminError {
         #[source]
         source: serde_json::Error,
     },
+    /// Nobody cancels nothing.
+    #[error("say who cancels the job: 1 to 200 characters, none of them control characters")]
+    Who,
     /// The server does not let us see its clients (some hosted services).
     #[error("the server refuses CLIENT LIST, so connected workers cannot be seen: {0}")]
     ClientList(RedisError),

@@ -122,7 +122,8 @@ impl Bench {
     pub async fn asleep(&self, workers: usize) {
         eventually("workers asleep on the marker", PATIENCE, || async {
             let clients: String = self.ask("CLIENT LIST").await;
-            let asleep = clients.lines().filter(|client| client.contains("cmd=bzpopmin")).count();
+            let sleeps = |client: &&str| client.contains("cmd=bzpopmin") && client.contains("flags=b");
+            let asleep = clients.lines().filter(sleeps).count();
             if asleep == workers { Ok(()) } else { Err(format!("{asleep} asleep")) }
         })
         .await

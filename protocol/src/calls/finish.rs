@@ -59,6 +59,12 @@ pub enum Transition {
     },
     /// Given back as it was: active -> next in line; no attempt is counted.
     Release,
+    /// Given back as [`Transition::Release`], and the queue is limited for a while
+    /// (BullMQ's `rateLimit`): who has a rate limit starts nothing of it.
+    Limit {
+        /// How long, ms.
+        pause_ms: i64,
+    },
     /// Waits for its children: active -> waiting-children.
     AwaitChildren {
         /// Only this child (full key); else any pending one.
@@ -224,6 +230,10 @@ fn row(finish: &Finish) -> Row<'_> {
             row.delay_ms = *delay_ms;
         }
         Transition::Release => row.kind = 6,
+        Transition::Limit { pause_ms } => {
+            row.kind = 6;
+            row.delay_ms = (*pause_ms).max(1);
+        }
         Transition::AwaitChildren { child_key } => {
             row.kind = 7;
             row.text = OrFalse(child_key.as_deref());

@@ -2,6 +2,7 @@
 //! unpack replies; each call is one round trip on the given connection.
 
 pub mod add;
+pub mod cancel;
 pub mod fetch;
 pub mod finish;
 pub mod flow;

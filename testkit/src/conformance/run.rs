@@ -163,6 +163,12 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
         remove_on_complete: keep("removeOnComplete"),
         remove_on_fail: keep("removeOnFail"),
         backoff_strategy: None,
+        starts_allowed: scenario
+            .worker_options
+            .get("maxStartedAttempts")
+            .and_then(Value::as_u64)
+            .and_then(|starts| u32::try_from(starts).ok().filter(|starts| *starts > 0)),
+        peer,
     };
     let mut runner = Runner {
         redis,

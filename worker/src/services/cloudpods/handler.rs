@@ -71,7 +71,7 @@ impl Handler for CreateHandler {
     async fn on_failed(&self, ctx: &JobContext, cause: FinalCause, reason: &str) -> Result<(), BoxError> {
         let payload: Value = lenient::read(ctx.data_json()).unwrap_or(Value::Null);
         let before = match cause {
-            FinalCause::NeverRetry | FinalCause::Exhausted => Before::Ran,
+            FinalCause::NeverRetry | FinalCause::Exhausted | FinalCause::Cancelled => Before::Ran,
             FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
         };
         tracing::info!(job = %ctx.id(), ?cause, reason, "creation failed for good");
