@@ -12,9 +12,12 @@ use mpanel_protocol::{
     ids::{JobId, LockToken, QueueName},
     keys::QueueKeys,
     outcome::JobOpError,
+    trace::TraceContext,
 };
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+
+use crate::trace::AttemptTrace;
 
 /// The attempt that a handler runs. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +48,7 @@ pub(crate) struct Attempt {
     pub(crate) enqueued_at_ms: i64,
     pub(crate) keep_logs: Option<u32>,
     pub(crate) token: LockToken,
+    pub(crate) trace: AttemptTrace,
     pub(crate) cancelled: CancellationToken,
     pub(crate) lock_lost: Arc<AtomicBool>,
     /// Where progress and log lines go; a detached context has nowhere.
@@ -104,6 +108,7 @@ impl JobContext {
             enqueued_at_ms: 0,
             keep_logs: None,
             token: LockToken::new("detached"),
+            trace: AttemptTrace::of(""),
             cancelled: CancellationToken::new(),
             lock_lost: Arc::default(),
             store: None,
@@ -170,6 +175,20 @@ impl JobContext {
     #[must_use]
     pub fn fencing_token(&self) -> &LockToken {
         &self.inner.token
+    }
+
+    /// The attempt's own place in its trace: a child of the context that the job
+    /// carries, else the root of a new trace. A job enqueued with it
+    /// (`EnqueueOptions::trace` of the producer) belongs to the same trace.
+    #[must_use]
+    pub fn trace(&self) -> &TraceContext {
+        self.inner.trace.context()
+    }
+
+    /// The telemetry metadata as the job carries it, also where it is not W3C's.
+    #[must_use]
+    pub fn telemetry(&self) -> Option<&str> {
+        self.inner.trace.carried()
     }
 
     /// Fires when the attempt must end: its lock was lost, or the worker stops

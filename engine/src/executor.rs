@@ -26,6 +26,7 @@ use crate::{
     router::{AnyHandler, Ran},
     schedules,
     sealed::Payload,
+    trace::AttemptTrace,
     worker::Shared,
 };
 
@@ -50,19 +51,22 @@ pub(crate) async fn run_attempt(
     cancelled: CancellationToken,
     lock_lost: Arc<AtomicBool>,
 ) -> Done {
+    let trace = AttemptTrace::of(&job.opts);
     let span = tracing::info_span!(
-        "job", queue = %shared.keys.queue(), job.id = %job.id, job.name = job.name, attempt = job.attempts_started
+        "job", queue = %shared.keys.queue(), job.id = %job.id, job.name = job.name, attempt = job.attempts_started,
+        trace_id = %trace.context().trace_id, span_id = %trace.context().span_id,
+        parent_span_id = trace.parent().map(tracing::field::display)
     );
     async move {
         let id = job.id.clone();
         let transition = match schedules::carry_on(&shared, &job, &cancelled, &lock_lost).await {
-            Ok(()) => attempt(&shared, &job, &token, cancelled, lock_lost.clone()).await,
+            Ok(()) => attempt(&shared, &job, &token, &trace, cancelled, lock_lost.clone()).await,
             Err(schedules::Interrupted) => Some(Transition::Release),
         };
         match transition {
             Some(transition) if !lock_lost.load(Ordering::Relaxed) => {
                 note(&transition);
-                Done::Finish(Finish { id, token, transition })
+                Done::Finish(Finish { id, token, transition: trace.mark(transition) })
             }
             _ => {
                 tracing::warn!("lock lost while the attempt ran; its outcome is not written");
@@ -93,6 +97,7 @@ async fn attempt(
     shared: &Shared,
     job: &FetchedJob,
     token: &LockToken,
+    trace: &AttemptTrace,
     cancelled: CancellationToken,
     lock_lost: Arc<AtomicBool>,
 ) -> Option<Transition> {
@@ -115,6 +120,7 @@ async fn attempt(
         enqueued_at_ms: job.timestamp_ms,
         keep_logs,
         token: token.clone(),
+        trace: trace.clone(),
         cancelled: cancelled.clone(),
         lock_lost: lock_lost.clone(),
         store: Some((shared.engine.redis.clone(), shared.keys.clone())),

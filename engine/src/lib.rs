@@ -55,12 +55,13 @@ mod rescuer;
 mod router;
 mod schedules;
 mod sealed;
+mod trace;
 mod worker;
 
 pub use context::JobContext;
 pub use engine::{Engine, EngineBuilder, EngineError};
 pub use handler::{Handler, JobError};
-pub use mpanel_protocol::calls::fetch::RateLimit;
+pub use mpanel_protocol::{calls::fetch::RateLimit, trace::TraceContext};
 pub use router::{HandlerFn, handler_fn};
 pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};
 
@@ -71,4 +72,6 @@ mod guide {
     struct Admin;
     #[doc = include_str!("../../docs/guide/events.md")]
     struct Events;
+    #[doc = include_str!("../../docs/guide/tracing.md")]
+    struct Tracing;
 }
