@@ -89,7 +89,7 @@ install_components() {
 
 install_node_packages() {
   cmp -s testkit/node/package-lock.json testkit/node/node_modules/.installed-lock && return
-  installing "npm packages of testkit/node (bullmq 5.28.2, 5.81.5, 6.7.0, bull-board)"
+  installing "npm packages of testkit/node (bullmq 5.28.2, 5.81.5, 6.7.0, bull-board, OpenTelemetry)"
   (cd testkit/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null) || die "npm ci failed in testkit/node"
   cp testkit/node/package-lock.json testkit/node/node_modules/.installed-lock
 }

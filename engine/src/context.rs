@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mpanel_protocol::{
     ids::{JobId, LockToken, QueueName},
     outcome::JobOpError,
+    trace::TraceContext,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use crate::{
     children::{self, Parked},
     handler::JobError,
     testing::Diary,
+    trace::AttemptTrace,
     worker::Shared,
 };
 
@@ -52,6 +54,7 @@ pub(crate) struct Attempt {
     pub(crate) enqueued_at_ms: i64,
     pub(crate) keep_logs: Option<u32>,
     pub(crate) token: LockToken,
+    pub(crate) trace: AttemptTrace,
     pub(crate) cancellation: Cancellation,
     /// What the holder of the context listens to.
     pub(crate) cancelled: CancellationToken,
@@ -190,6 +193,20 @@ impl JobContext {
     #[must_use]
     pub fn fencing_token(&self) -> &LockToken {
         &self.inner.token
+    }
+
+    /// The attempt's own place in its trace: a child of the context that the job
+    /// carries, else the root of a new trace. A job enqueued with it
+    /// (`EnqueueOptions::trace` of the producer) belongs to the same trace.
+    #[must_use]
+    pub fn trace(&self) -> &TraceContext {
+        self.inner.trace.context()
+    }
+
+    /// The telemetry metadata as the job carries it, also where it is not W3C's.
+    #[must_use]
+    pub fn telemetry(&self) -> Option<&str> {
+        self.inner.trace.carried()
     }
 
     /// Fires when the attempt must end: its lock was lost, its time is over, the

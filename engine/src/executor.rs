@@ -24,6 +24,7 @@ use crate::{
     router::{AnyHandler, Ran, Router, panic_text},
     schedules,
     sealed::Payload,
+    trace::AttemptTrace,
     worker::Shared,
 };
 
@@ -49,13 +50,16 @@ pub(crate) async fn run_attempt(
     token: LockToken,
     cancellation: Cancellation,
 ) -> Done {
+    let trace = AttemptTrace::of(&job.opts);
     let span = tracing::info_span!(
-        "job", queue = %shared.keys.queue(), job.id = %job.id, job.name = job.name, attempt = job.attempts_started
+        "job", queue = %shared.keys.queue(), job.id = %job.id, job.name = job.name, attempt = job.attempts_started,
+        trace_id = %trace.context().trace_id, span_id = %trace.context().span_id,
+        parent_span_id = trace.parent().map(tracing::field::display)
     );
     async move {
         let id = job.id.clone();
         let ended = match schedules::carry_on(&shared, &job, &cancellation).await {
-            Ok(()) => attempt(&shared, &job, &token, &cancellation).await,
+            Ok(()) => attempt(&shared, &job, &token, &trace, &cancellation).await,
             Err(schedules::Interrupted) => Ended::By(Transition::Release),
         };
         match ended {
@@ -65,7 +69,7 @@ pub(crate) async fn run_attempt(
             }
             Ended::By(transition) if !cancellation.lock_lost() => {
                 note(&transition);
-                Done::Finish(Finish { id, token, transition })
+                Done::Finish(Finish { id, token, transition: trace.mark(transition) })
             }
             Ended::By(_) | Ended::Unlocked => {
                 tracing::warn!("lock lost while the attempt ran; its outcome is not written");
@@ -106,6 +110,7 @@ async fn attempt(
     shared: &Arc<Shared>,
     job: &FetchedJob,
     token: &LockToken,
+    trace: &AttemptTrace,
     cancellation: &Cancellation,
 ) -> Ended {
     let options = job.options();
@@ -127,6 +132,7 @@ async fn attempt(
         enqueued_at_ms: job.timestamp_ms,
         keep_logs,
         token: token.clone(),
+        trace: trace.clone(),
         cancelled: cancellation.attempt().clone(),
         cancellation: cancellation.clone(),
         store: Store::Redis(shared.clone()),

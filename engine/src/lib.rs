@@ -61,6 +61,7 @@ mod router;
 mod schedules;
 mod sealed;
 pub mod testing;
+mod trace;
 mod worker;
 
 pub use batch::{BatchFn, BatchJob, batch_fn};
@@ -68,7 +69,7 @@ pub use cancellation::CancelCause;
 pub use context::JobContext;
 pub use engine::{Engine, EngineBuilder, EngineError};
 pub use handler::{Handler, JobError, KindHandler};
-pub use mpanel_protocol::calls::fetch::RateLimit;
+pub use mpanel_protocol::{calls::fetch::RateLimit, trace::TraceContext};
 pub use router::{HandlerFn, handler_fn};
 pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};
 
@@ -79,4 +80,6 @@ mod guide {
     struct Admin;
     #[doc = include_str!("../../docs/guide/events.md")]
     struct Events;
+    #[doc = include_str!("../../docs/guide/tracing.md")]
+    struct Tracing;
 }

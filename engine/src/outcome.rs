@@ -186,6 +186,7 @@ pub fn after_failure(
     let stored = Failure {
         reason: failure.reason.clone(),
         stacktrace: Some(job.stacktrace_with(&failure.stack, options)),
+        trace: None,
     };
     let fail = |failure: Failure| Transition::Fail {
         failure,

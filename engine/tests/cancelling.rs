@@ -21,7 +21,7 @@ use mpanel_protocol::{
     calls::manage::{FinalState, Reprocess},
     ids::JobId,
 };
-use mpanel_testkit::{BullVersion, NodeSidecar};
+use mpanel_testkit::{BullVersion, NodeSidecar, eventually};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -269,7 +269,13 @@ async fn node_is_unaffected_and_fails_what_was_cancelled_in_line() {
         // Too late for that run, and no concern of the next one.
         let again = Reprocess::default();
         admin.retry(&runs, FinalState::Completed, again).await.unwrap();
-        bench.counts_become(&name, Counts { completed: 1, failed: 1, ..Counts::default() }).await;
+        eventually("the second run", PATIENCE, || async {
+            let detail = bench.job(&name, &runs).await;
+            let seen = (detail.job.attempts_started, detail.return_value.is_some());
+            if seen == (2, true) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await
+        .unwrap();
         worker.close(false).await.unwrap();
     }
 }

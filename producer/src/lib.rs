@@ -27,6 +27,7 @@
 //! | jobs whose queue, name and options come from their type | [`JobKind`], [`Producer::enqueue_kind`] |
 //! | flows, many in one step | [`FlowJob`], [`Producer::enqueue_flows`] |
 //! | schedules | [`Schedules`] |
+//! | a trace that goes on in the worker | [`EnqueueOptions::trace`] |
 //! | replicas that must have the job | [`Durability`] |
 //! | a limit on what waits | [`QueueProducer::max_waiting`] |
 //! | enqueueing with a Postgres transaction | `outbox` (cargo feature) |
@@ -68,6 +69,7 @@ pub use mpanel_protocol::{
     peer::Peer,
     schedule::{Repeat, Repeatable, ScheduleError, Scheduler, Zone},
     seal::{Keyring, SealError},
+    trace::TraceContext,
 };
 pub use options::{ChildFailure, EnqueueOptions};
 pub use producer::{Producer, ProducerBuilder};

@@ -8,6 +8,7 @@ use mpanel_protocol::{
     ids::{JobId, Prefix, QueueName},
     options::{Deduplication, JobOptions, KeepJobs, KeepPolicy},
     time::{TimestampMs, millis},
+    trace::TraceContext,
     unique::Period,
 };
 use serde_json::json;
@@ -260,6 +261,40 @@ impl EnqueueOptions {
     #[must_use]
     pub fn parent_under(mut self, prefix: Prefix, queue: QueueName, id: JobId) -> Self {
         self.parent = Some(Parent { prefix: Some(prefix), queue, id });
+        self
+    }
+
+    /// The trace that the job belongs to: a worker's attempts are children of this
+    /// context, in Node with telemetry as well. In a handler, `JobContext::trace`.
+    ///
+    /// ```
+    /// use mpanel_producer::{EnqueueOptions, TraceContext};
+    ///
+    /// let from_a_request = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// let options = EnqueueOptions::new();
+    /// let options = match TraceContext::from_traceparent(from_a_request) {
+    ///     Some(context) => options.trace(&context),
+    ///     None => options,
+    /// };
+    /// ```
+    #[must_use]
+    pub fn trace(self, context: &TraceContext) -> Self {
+        self.telemetry(context.to_carrier())
+    }
+
+    /// Telemetry metadata as they are, for propagators other than W3C's: Node's
+    /// `telemetry: {metadata}`.
+    #[must_use]
+    pub fn telemetry(mut self, metadata: impl Into<String>) -> Self {
+        self.inner.telemetry = Some(metadata.into());
+        self
+    }
+
+    /// Node's `telemetry: {omitContext}`: the job's failures leave no trace context
+    /// in it. Metadata given here are stored all the same.
+    #[must_use]
+    pub fn omit_context(mut self, omit: bool) -> Self {
+        self.inner.omit_context = Some(omit);
         self
     }
 

@@ -3,7 +3,8 @@
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", items, fetch|false, metrics points|false]
             item: [ kind, job id, token, text, keep count|false, stack JSON|false, keep age s|false,
-                    keep limit|false, attempts allowed, delay ms, lifo ]; ends where nothing more is said
+                    keep limit|false, attempts allowed, delay ms, lifo, trace of a failure ]; ends where
+                    nothing more is said
             kind: 1 complete (text: return value JSON), 2 fail (text: reason),
                   3 retry now, 4 delay by `delay ms` and count an attempt (text: reason, may be false),
                   5 delay without counting an attempt, 6 release: back in line, nothing counted; with
@@ -117,6 +118,7 @@ local function finish(i, item, key, f, set)
     else
       local fields = { "atm", atm, "failedReason", text, "finishedOn", now }
       if item[6] then fields[7], fields[8] = "stacktrace", item[6] end
+      if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
       call("HSET", key, unpack(fields))
       if f[7] then call("HDEL", key, "defa") end
     end
@@ -159,6 +161,7 @@ local function again(item, key, f, kind)
   if item[4] and (kind == RETRY or kind == DELAY) then
     fields = { "failedReason", item[4] }
     if item[6] then fields[3], fields[4] = "stacktrace", item[6] end
+    if item[12] then fields[#fields + 1], fields[#fields + 2] = "tm", item[12] end
   end
   if kind == RETRY or kind == DELAY then
     fields[#fields + 1], fields[#fields + 2] = "atm", (tonumber(f[1]) or 0) + 1

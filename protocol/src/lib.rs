@@ -13,6 +13,7 @@
 //! - [`schedule`]: when schedules run next
 //! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`unique`], [`seal`]: uniqueness over payload fields, encryption of them
+//! - [`trace`]: the trace context that a job carries
 //! - [`outcome`]: the codes with which scripts refuse
 //!
 //! Delivery is at least once: a worker can die between an effect and its finish.
@@ -36,5 +37,6 @@ pub mod script;
 pub mod seal;
 pub mod state;
 pub mod time;
+pub mod trace;
 pub mod unique;
 mod wire;

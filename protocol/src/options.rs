@@ -54,9 +54,18 @@ pub struct JobOptions {
     /// Deduplication.
     #[serde(rename = "de", skip_serializing_if = "Option::is_none")]
     pub deduplication: Option<Deduplication>,
-    /// Telemetry context.
-    #[serde(rename = "tm", skip_serializing_if = "Option::is_none", deserialize_with = "opt_text")]
+    /// Telemetry metadata (`telemetry.metadata`): the trace that the job belongs to,
+    /// see [`crate::trace`].
+    #[serde(rename = "tm", skip_serializing_if = "Option::is_none", deserialize_with = "metadata")]
     pub telemetry: Option<String>,
+    /// The trace is not to be continued of itself (`telemetry.omitContext`): a Node
+    /// producer with telemetry stores none, a failure leaves none.
+    #[serde(
+        rename = "omc",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "lenient::opt_bool::deserialize"
+    )]
+    pub omit_context: Option<bool>,
     /// What else the producer put there (flow flags `fpof`, `cpof`, `idof`, `rdof`,
     /// `parent`, `repeat`, …).
     #[serde(flatten)]
@@ -165,6 +174,13 @@ impl JobOptions {
     pub fn with_defaults(self, defaults: &Self) -> Self {
         let mut other = defaults.other.clone();
         other.extend(self.other);
+        // In Node the two are one option, `telemetry`.
+        let traced = self.telemetry.is_some() || self.omit_context.is_some();
+        let (telemetry, omit_context) = if traced {
+            (self.telemetry, self.omit_context)
+        } else {
+            (defaults.telemetry.clone(), defaults.omit_context)
+        };
         Self {
             attempts: if self.attempts == 0 { defaults.attempts } else { self.attempts },
             backoff: self.backoff.or_else(|| defaults.backoff.clone()),
@@ -179,7 +195,8 @@ impl JobOptions {
             size_limit: self.size_limit.or(defaults.size_limit),
             keep_logs: self.keep_logs.or(defaults.keep_logs),
             deduplication: self.deduplication.or_else(|| defaults.deduplication.clone()),
-            telemetry: self.telemetry.or_else(|| defaults.telemetry.clone()),
+            telemetry,
+            omit_context,
             other,
         }
     }
@@ -259,6 +276,11 @@ fn opt_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     })
 }
 
+/// `tm`: Node producers that omit the context write `false`.
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(opt_text(deserializer)?.filter(|text| text != "false"))
+}
+
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(opt_text(deserializer)?.unwrap_or_default())
 }
@@ -299,6 +321,19 @@ mod tests {
     fn written_options_use_compact_names() {
         let o = JobOptions { keep_logs: Some(3.0), stack_trace_limit: Some(2.0), ..JobOptions::default() };
         assert_eq!(serde_json::to_string(&o).unwrap(), r#"{"attempts":0,"stackTraceLimit":2,"kl":3}"#);
+    }
+
+    #[test]
+    fn telemetry_is_one_option() {
+        let o = JobOptions::from_json(r#"{"tm":"{\"traceparent\":\"x\"}","omc":true}"#).unwrap();
+        assert_eq!((o.telemetry.as_deref(), o.omit_context), (Some(r#"{"traceparent":"x"}"#), Some(true)));
+        let o = JobOptions::from_json(r#"{"tm":false,"omc":true}"#).unwrap();
+        assert_eq!((o.telemetry.as_deref(), o.omit_context), (None, Some(true)));
+        let defaults = JobOptions { telemetry: Some("queue's".into()), ..JobOptions::default() };
+        let merged = o.with_defaults(&defaults);
+        assert_eq!((merged.telemetry, merged.omit_context), (None, Some(true)));
+        let merged = JobOptions::default().with_defaults(&defaults);
+        assert_eq!((merged.telemetry.as_deref(), merged.omit_context), (Some("queue's"), None));
     }
 
     #[test]

@@ -4,6 +4,7 @@ import { createRequire } from 'node:module';
 import { Gates, processor } from './behaviour.mjs';
 import { Journal } from './journal.mjs';
 import { openMpanelQueues } from './mpanel-queues.mjs';
+import { inSpan, spans, telemetry } from './telemetry.mjs';
 
 const require = createRequire(import.meta.url);
 const Redis = require('ioredis');
@@ -28,8 +29,11 @@ export function operations(connection) {
     if (!VERSIONS.includes(r.version)) throw new Error(`unknown version ${r.version}; known: ${VERSIONS.join(', ')}`);
     return require(r.version);
   };
-  const settings = r => ({ connection, ...(r.prefix ? { prefix: r.prefix } : {}) });
-  const key = r => [r.version, r.prefix ?? '', r.queue].join('\n');
+  const settings = r => ({ connection, ...(r.prefix ? { prefix: r.prefix } : {}),
+    ...(r.telemetry ? { telemetry: telemetry(r.version) } : {}) });
+  const place = r => [r.version, r.prefix ?? '', r.telemetry ? 'traced' : ''];
+  const key = r => [...place(r), r.queue].join('\n');
+  const within = (r, f) => r.span ? inSpan(r.span, f) : f();
   const once = (map, id, open) => {
     if (!map.has(id)) {
       const opening = open();
@@ -86,13 +90,19 @@ export function operations(connection) {
       versions: Object.fromEntries(VERSIONS.map(v => [v, require(`${v}/package.json`).version])) }),
 
     openQueue: async r => { await queueOf(r); return null; },
-    add: async r => view(await (await queueOf(r)).add(r.name, r.data, r.opts)),
-    addBulk: async r => (await (await queueOf(r)).addBulk(r.jobs)).map(job => job.id),
+    add: async r => {
+      const queue = await queueOf(r);
+      return view(await within(r, () => queue.add(r.name, r.data, r.opts)));
+    },
+    addBulk: async r => {
+      const queue = await queueOf(r);
+      return (await within(r, () => queue.addBulk(r.jobs))).map(job => job.id);
+    },
     flow: async r => {
-      const flow = await once(flows, [r.version, r.prefix ?? ''].join('\n'),
+      const flow = await once(flows, place(r).join('\n'),
         async () => quiet('flow', new (lib(r).FlowProducer)(settings(r))));
       const ids = node => ({ id: node.job.id, queue: node.job.queueName, children: (node.children ?? []).map(ids) });
-      return ids(await flow.add(r.flow));
+      return ids(await within(r, () => flow.add(r.flow)));
     },
     getJobCounts: async r => (await queueOf(r)).getJobCounts(...(r.types ?? [])),
     getJob: async r => view(await (await queueOf(r)).getJob(r.jobId)),
@@ -108,7 +118,10 @@ export function operations(connection) {
       return (await (await jobOf(r)).waitUntilFinished(opened, r.timeoutMs ?? 10_000)) ?? null;
     },
     // Any other method of Queue or Job, by name; the answer must be JSON.
-    queueCall: async r => (await (await queueOf(r))[r.method](...(r.args ?? []))) ?? null,
+    queueCall: async r => {
+      const queue = await queueOf(r);
+      return (await within(r, () => queue[r.method](...(r.args ?? [])))) ?? null;
+    },
     jobCall: async r => (await (await jobOf(r))[r.method](...(r.args ?? []))) ?? null,
 
     openEvents: async r => { await eventsOf(r); return null; },
@@ -135,6 +148,7 @@ export function operations(connection) {
     resumeWorker: async r => { workerOf(r).worker.resume(); return null; },
     closeWorker: async r => { await workerOf(r).worker.close(!!r.force); workers.delete(r.worker); return null; },
     release: async r => { gates.release(r.gate); return null; },
+    spans: async () => spans(),
 
     // mPanel's producer; `now` freezes the clock of its default job ids for this and later calls.
     mpanel: async r => {

@@ -27,7 +27,7 @@ pub mod redis_server;
 pub mod wait;
 
 pub use error::TestkitError;
-pub use node::{BullVersion, NodeMpanel, NodeQueue, NodeSidecar, NodeWorker};
+pub use node::{BullVersion, NodeMpanel, NodeQueue, NodeSidecar, NodeSpan, NodeWorker};
 pub use postgres::Postgres;
 pub use process::WorkerProcess;
 pub use redis_server::RedisServer;

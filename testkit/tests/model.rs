@@ -284,7 +284,7 @@ fn token(worker: u8) -> LockToken {
 }
 
 fn failure() -> Failure {
-    Failure { reason: "no".to_owned(), stacktrace: None }
+    Failure { reason: "no".to_owned(), stacktrace: None, trace: None }
 }
 
 impl Queue {

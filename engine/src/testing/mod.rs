@@ -40,6 +40,7 @@ use crate::{
     handler::{FinalCause, Handler, Yield},
     outcome::{OutcomePolicy, after_failure, final_cause},
     router::Router,
+    trace::AttemptTrace,
     worker::{WorkerBuilder, WorkerStats},
 };
 
@@ -150,6 +151,7 @@ impl FakeJob {
 
     fn context(self, diary: Arc<Diary>) -> JobContext {
         let cancellation = Cancellation::detached();
+        let options = serde_json::to_string(&self.options).unwrap_or_default();
         JobContext::new(Attempt {
             queue: self.queue,
             id: self.id,
@@ -161,6 +163,7 @@ impl FakeJob {
             enqueued_at_ms: 0,
             keep_logs: None,
             token: LockToken::new("test"),
+            trace: AttemptTrace::of(&options),
             cancelled: cancellation.attempt().clone(),
             cancellation,
             store: Store::Diary(diary),

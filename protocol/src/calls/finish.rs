@@ -79,6 +79,24 @@ pub struct Failure {
     pub reason: String,
     /// `stacktrace`, JSON array of strings.
     pub stacktrace: Option<String>,
+    /// `tm`, the carrier of the attempt's trace context ([`crate::trace`]).
+    pub trace: Option<String>,
+}
+
+impl Transition {
+    /// What is stored of the failure, where the attempt failed.
+    pub fn failure_mut(&mut self) -> Option<&mut Failure> {
+        match self {
+            Self::Fail { failure, .. }
+            | Self::RetryNow { failure, .. }
+            | Self::RetryLater { failure, .. } => Some(failure),
+            Self::Complete { .. }
+            | Self::Snooze { .. }
+            | Self::Release
+            | Self::Limit { .. }
+            | Self::AwaitChildren { .. } => None,
+        }
+    }
 }
 
 /// One attempt that ends.
@@ -124,11 +142,14 @@ struct Row<'a> {
     attempts_allowed: u32,
     delay_ms: i64,
     lifo: bool,
+    trace: OrFalse<&'a str>,
 }
 
 impl Row<'_> {
     fn len(&self) -> usize {
-        if self.lifo {
+        if self.trace.0.is_some() {
+            12
+        } else if self.lifo {
             11
         } else if self.delay_ms != 0 {
             10
@@ -177,6 +198,9 @@ impl Serialize for Row<'_> {
         if len > 10 {
             row.serialize_element(&self.lifo)?;
         }
+        if len > 11 {
+            row.serialize_element(&self.trace)?;
+        }
         row.end()
     }
 }
@@ -194,6 +218,7 @@ fn row(finish: &Finish) -> Row<'_> {
         attempts_allowed: 0,
         delay_ms: 0,
         lifo: false,
+        trace: OrFalse(None),
     };
     let keep_into = |row: &mut Row<'_>, keep: &Retention| {
         row.keep_count = OrFalse(keep.count);
@@ -210,6 +235,7 @@ fn row(finish: &Finish) -> Row<'_> {
             row.kind = 2;
             row.text = OrFalse(Some(&failure.reason));
             row.stack = OrFalse(failure.stacktrace.as_deref());
+            row.trace = OrFalse(failure.trace.as_deref());
             keep_into(&mut row, keep);
             row.attempts_allowed = *attempts_allowed;
         }
@@ -217,12 +243,14 @@ fn row(finish: &Finish) -> Row<'_> {
             row.kind = 3;
             row.text = OrFalse(Some(&failure.reason));
             row.stack = OrFalse(failure.stacktrace.as_deref());
+            row.trace = OrFalse(failure.trace.as_deref());
             row.lifo = *lifo;
         }
         Transition::RetryLater { failure, delay_ms } => {
             row.kind = 4;
             row.text = OrFalse(Some(&failure.reason));
             row.stack = OrFalse(failure.stacktrace.as_deref());
+            row.trace = OrFalse(failure.trace.as_deref());
             row.delay_ms = *delay_ms;
         }
         Transition::Snooze { delay_ms } => {

@@ -144,6 +144,17 @@ impl Generator {
         backoff
     }
 
+    fn telemetry(&mut self) -> Value {
+        let traced =
+            r#"{"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","baggage":"a=1"}"#;
+        let metadata = self.pick(&[traced, "", "{", r#"{"b3":"1-2-1"}"#]);
+        match self.rng.u8(0..3) {
+            0 => json!({ "metadata": metadata }),
+            1 => json!({ "omitContext": self.chance(0.5) }),
+            _ => json!({ "metadata": metadata, "omitContext": self.chance(0.5) }),
+        }
+    }
+
     fn deduplication(&mut self) -> Value {
         let mut dedup = json!({"id": self.pick(&DEDUP_IDS)});
         if self.chance(0.4) {
@@ -204,6 +215,10 @@ impl Generator {
         if own && self.chance(0.22) {
             let dedup = self.deduplication();
             o.insert("deduplication".into(), dedup);
+        }
+        // Not in a queue's defaults, which Node takes for single jobs only.
+        if own && self.chance(0.08) {
+            o.insert("telemetry".into(), self.telemetry());
         }
         o
     }

@@ -6,12 +6,14 @@
 mod job;
 mod mpanel;
 mod queue;
+mod span;
 mod transport;
 mod worker;
 
 pub use job::{JobLogs, JobView, NodeEvent};
 pub use mpanel::{Enqueued, NodeMpanel};
 pub use queue::NodeQueue;
+pub use span::NodeSpan;
 pub use transport::NodeSidecar;
 pub use worker::NodeWorker;
 

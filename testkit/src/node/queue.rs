@@ -19,12 +19,28 @@ pub struct NodeQueue {
     version: BullVersion,
     name: String,
     prefix: Option<String>,
+    telemetry: bool,
+    span: Option<Value>,
 }
 
 #[allow(clippy::missing_errors_doc, reason = "said once, at the type")]
 impl NodeQueue {
     pub(super) fn new(sidecar: NodeSidecar, version: BullVersion, name: &str) -> Self {
-        Self { sidecar, version, name: name.into(), prefix: None }
+        Self { sidecar, version, name: name.into(), prefix: None, telemetry: false, span: None }
+    }
+
+    /// The same queue with the add-on bullmq-otel: it and its workers make spans.
+    #[must_use]
+    pub fn with_telemetry(mut self) -> Self {
+        self.telemetry = true;
+        self
+    }
+
+    /// The same queue; jobs are added from inside a span of that name, with this baggage (an object).
+    #[must_use]
+    pub fn in_span(mut self, name: &str, baggage: Value) -> Self {
+        self.span = Some(json!({"name": name, "baggage": baggage}));
+        self
     }
 
     /// The same queue name under another key prefix than `bull`.
@@ -182,6 +198,12 @@ impl NodeQueue {
         body.insert("queue".into(), self.name.clone().into());
         if let Some(prefix) = &self.prefix {
             body.insert("prefix".into(), prefix.clone().into());
+        }
+        if self.telemetry {
+            body.insert("telemetry".into(), true.into());
+        }
+        if let Some(span) = &self.span {
+            body.insert("span".into(), span.clone());
         }
         body
     }

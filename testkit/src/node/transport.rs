@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::oneshot;
 
-use super::{BullVersion, NodeMpanel, NodeQueue};
+use super::{BullVersion, NodeMpanel, NodeQueue, NodeSpan};
 use crate::TestkitError;
 use crate::child::{Guarded, find_program, spawn, tied};
 
@@ -130,6 +130,14 @@ impl NodeSidecar {
     pub async fn close_all(&self, force: bool) -> Result<(), TestkitError> {
         let body = fields(json!({"force": force}));
         self.call("closeAll", body, PATIENCE).await
+    }
+
+    /// The spans that queues and workers with telemetry have ended so far.
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn spans(&self) -> Result<Vec<NodeSpan>, TestkitError> {
+        self.call("spans", Map::new(), PATIENCE).await
     }
 
     /// Process id of Node.
