@@ -80,6 +80,8 @@ mod guide {
     struct Admin;
     #[doc = include_str!("../../docs/guide/events.md")]
     struct Events;
+    #[doc = include_str!("../../docs/guide/handlers.md")]
+    struct Handlers;
     #[doc = include_str!("../../docs/guide/tracing.md")]
     struct Tracing;
 }

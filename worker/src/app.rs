@@ -21,6 +21,7 @@ use crate::{
     migrate,
     serve::serve,
     services::cloudpods::{self, CreateHandler, CreateService, Sites},
+    signals,
 };
 
 /// Longest pause between two looks at a database that is away.
@@ -118,15 +119,15 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
 pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
     let app = App::new(config)?;
     let services = services(&app)?;
-    let stop = CancellationToken::new();
-    let signals = tokio::spawn(stop_on_signal(stop.clone()));
+    let orders = signals::listen();
+    let stop = orders.stop.clone();
     let result = tokio::select! {
         // cancel-safe: nothing but looking happens before serving.
         () = stop.cancelled() => Ok(()),
         ready = ready(&app) => match ready {
             Ok(()) => {
                 let reconciler = tokio::spawn(reconcile(app.db.clone(), stop.clone()));
-                let served = Box::pin(serve(&app, services, drain, &stop)).await;
+                let served = Box::pin(serve(&app, services, drain, orders)).await;
                 stop.cancel();
                 // It ends by the token; a panic in it has been printed.
                 let _ = reconciler.await;
@@ -135,7 +136,6 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
             Err(failed) => Err(failed),
         },
     };
-    signals.abort();
     app.db.close().await;
     result
 }
@@ -225,28 +225,5 @@ async fn reconcile(db: PgPool, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = sleep(RECONCILE) => {}
         }
-    }
-}
-
-/// Cancels the token at the first SIGTERM or Ctrl-C; leaves at the second.
-async fn stop_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be handled; only SIGKILL will stop this process");
-        return;
-    };
-    for round in 0.. {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        if round > 0 {
-            tracing::warn!("second signal: leaving at once; running jobs are rescued by the stalled check");
-            std::process::exit(i32::from(Exit::Interrupted as u8));
-        }
-        tracing::info!("stopping: no new jobs, running ones may end; signal again to leave at once");
-        stop.cancel();
     }
 }

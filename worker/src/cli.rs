@@ -40,7 +40,8 @@ pub enum Command {
     /// Serve queues until told to stop
     #[command(
         long_about = "Serve queues until SIGTERM or Ctrl-C; running jobs are then given time to end, a \
-        second signal stops at once.\n\nExample: mpanel-worker run --queues cloudpods-create --concurrency 4"
+        second signal stops at once. SIGTSTP makes the worker quiet: it takes no new jobs and goes on with those it \
+        has, until SIGCONT or SIGTERM.\n\nExample: mpanel-worker run --queues cloudpods-create --concurrency 4"
     )]
     Run(RunArgs),
     /// Bring the database up to date (additive; safe to run twice and by several at once)

@@ -27,3 +27,4 @@ pub mod neighbours;
 pub mod outbox;
 pub mod serve;
 pub mod services;
+pub mod signals;

@@ -7,16 +7,17 @@ use mpanel_engine::{Engine, EngineError, Worker};
 use mpanel_protocol::{ids::Prefix, peer::Peer};
 use sd_notify::NotifyState;
 use secrecy::ExposeSecret;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::{
     app::{App, QueueService, ServiceHandler},
     config::PeerLine,
     exit::{Exit, Failed},
     neighbours, outbox,
+    signals::Orders,
 };
 
-/// Serves the queues until `stop`, or with `drain` until they are empty.
+/// Serves the queues until told to stop, or with `drain` until they are empty.
 ///
 /// # Errors
 /// Exit 69 or 77 when Redis cannot be used, 78 for a setting it refuses, 4 when
@@ -25,8 +26,9 @@ pub async fn serve(
     app: &App,
     services: Vec<QueueService>,
     drain: bool,
-    stop: &CancellationToken,
+    orders: Orders,
 ) -> Result<(), Failed> {
+    let Orders { stop, mut quiet } = orders;
     let redis = Redis::open(app.redis.url.expose_secret()).map_err(of_connect)?;
     let prefix =
         Prefix::new(&app.redis.prefix).map_err(|e| Failed::new(Exit::Configuration, e.to_string()))?;
@@ -62,9 +64,10 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        // cancel-safe: both only wait.
+        // cancel-safe: all only wait, or do what may be done twice.
         () = stop.cancelled() => {}
         () = empty => tracing::info!("the queues are empty"),
+        () = keep_quiet(&workers, &mut quiet) => {}
     }
     tell_systemd(NotifyState::Stopping);
     let grace = app.config.run.drain_timeout;
@@ -78,6 +81,21 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets the workers take jobs or not, as told.
+async fn keep_quiet(workers: &[Worker], quiet: &mut watch::Receiver<bool>) {
+    loop {
+        let now = *quiet.borrow_and_update();
+        for worker in workers {
+            if now { worker.pause() } else { worker.resume() }
+        }
+        tell_systemd(NotifyState::Status(if now { "quiet: takes no new jobs" } else { "serving" }));
+        if quiet.changed().await.is_err() {
+            // Nobody listens for signals.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Outside systemd (no NOTIFY_SOCKET) nothing happens.

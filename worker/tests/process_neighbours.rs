@@ -106,6 +106,26 @@ async fn sigterm_lets_a_running_creation_finish_and_takes_no_other() {
 }
 
 #[tokio::test]
+async fn a_quiet_worker_finishes_what_it_has_and_takes_more_only_when_told() {
+    let stage = Stage::with(PveSimConfig { task_ms: 1000, ..sim_config(2) }).await;
+    stage.queue().open_events().await.unwrap();
+    let worker = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(SENT, "true").await;
+    worker.signal("TSTP").unwrap();
+    worker.wait_line("quiet: no new jobs", SOON).await.unwrap();
+    let next = stage.enqueue(payload(122)).await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+    assert_eq!(stage.queue().state(&next).await.unwrap(), "waiting");
+    worker.signal("CONT").unwrap();
+    stage.finished(&next).await;
+    worker.signal("TSTP").unwrap();
+    worker.sigterm().unwrap();
+    assert_eq!(worker.wait(SOON).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_second_sigterm_ends_it_at_once_and_the_next_worker_finishes() {
     let stage = Stage::with(PveSimConfig { task_ms: 3000, ..sim_config(2) }).await;
     stage.queue().open_events().await.unwrap();
