@@ -288,11 +288,10 @@ impl JobContext {
     ///         // Children with EnqueueOptions::parent(ctx.queue().clone(), ctx.id().clone())
     ///         // and ids of their own: a second run adds none twice.
     ///         report.parts_ordered = true;
-    ///         ctx.update_data(&report).await.map_err(|e| JobError::retry("not noted").because(e))?;
+    ///         ctx.update_data(&report).await?;
     ///     }
     ///     ctx.wait_for_children().await?;
-    ///     let parts = ctx.children_values::<String>().await;
-    ///     Ok(parts.map_err(|e| JobError::retry("parts not read").because(e))?.len())
+    ///     Ok(ctx.children_values::<String>().await?.len())
     /// }
     /// ```
     ///

@@ -14,7 +14,7 @@ use std::{
 use mpanel_protocol::job_kind::JobKind;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::context::JobContext;
+use crate::context::{ContextError, JobContext};
 
 /// A boxed cause of a [`JobError`].
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
@@ -85,6 +85,13 @@ impl JobError {
     /// Retry with the job's backoff.
     pub fn retry(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Retry, reason)
+    }
+
+    /// Retry with the job's backoff, for the reason that an error gives; for `map_err`.
+    /// What the error says becomes the job's `failedReason`.
+    pub fn caused_by(error: impl Into<BoxError>) -> Self {
+        let error = error.into();
+        Self::retry(error.to_string()).because(error)
     }
 
     /// Retry after `delay`.
@@ -161,6 +168,13 @@ impl JobError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+}
+
+/// What could not be done to the job's keys may work the next time.
+impl From<ContextError> for JobError {
+    fn from(error: ContextError) -> Self {
+        Self::caused_by(error)
     }
 }
 
