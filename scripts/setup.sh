@@ -45,6 +45,7 @@ missing_packages() {
   compgen -G "/usr/share/postgresql/*/extension/uuid-ossp.control" >/dev/null || echo postgresql-contrib
   command -v psql >/dev/null || echo postgresql-client
   command -v setpriv >/dev/null || echo util-linux
+  [ "${FOR:-}" = demo ] || command -v faketime >/dev/null || echo faketime
 }
 
 as_root() {
