@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How often running jobs are looked at, and how old the youngest of them is.
-const INTERVAL: Duration = Duration::from_millis(400);
+const INTERVAL: Duration = Duration::from_millis(300);
 
 /// Looks for cancelled jobs until it is aborted.
 pub(crate) async fn watch_for_ever(shared: Arc<Shared>) {
