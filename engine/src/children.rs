@@ -4,14 +4,18 @@
 use std::time::Duration;
 
 use mpanel_protocol::{
-    calls::finish::{Finish, FinishNote, Transition, finish_jobs},
+    calls::finish::{Finish, FinishNote, Transition},
     ids::{JobId, LockToken},
     outcome::Refusal,
     script::ScriptError,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{handler::JobError, pump::is_transient, worker::Shared};
+use crate::{
+    exchange::{exchange, is_transient},
+    handler::JobError,
+    worker::Shared,
+};
 
 /// Pauses between tries while Redis cannot be reached, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -75,14 +79,7 @@ pub(crate) async fn park(
 }
 
 async fn ask(shared: &Shared, finish: &Finish) -> Result<Result<FinishNote, Refusal>, ScriptError> {
-    let engine = &shared.engine;
-    let mut conn =
-        engine.redis.shared_for(shared.keys.meta()).await.map_err(|e| crate::pump::unreachable_script(&e))?;
-    let items = std::slice::from_ref(finish);
-    let asked = finish_jobs(&mut conn.conn, &shared.keys, engine.peer, engine.now(), items, None, None).await;
-    if let Err(ScriptError::Redis { source, .. }) = &asked {
-        engine.redis.report(&conn, source).await;
-    }
-    // finish_jobs answers for each item.
-    Ok(asked?.results.pop().unwrap_or(Err(Refusal::Unknown(0))))
+    let mut asked = exchange(shared, std::slice::from_ref(finish), 0, &finish.token).await?;
+    // It answers for each item.
+    Ok(asked.results.pop().unwrap_or(Err(Refusal::Unknown(0))))
 }

@@ -82,7 +82,7 @@ pub(crate) async fn run_attempt(
 }
 
 /// How an attempt ended.
-enum Ended {
+pub(crate) enum Ended {
     By(Transition),
     /// The job is where it belongs already.
     Elsewhere,
@@ -118,25 +118,8 @@ async fn attempt(
         Ok(options) => (options, None),
         Err(error) => (JobOptions::default(), Some(error)),
     };
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; a count")]
-    let keep_logs = options.keep_logs.map(|n| n as u32);
     let payload = Payload::open(job, shared.keys.queue(), shared.engine.keyring.as_deref());
-    let ctx = JobContext::new(Attempt {
-        queue: shared.keys.queue().clone(),
-        id: job.id.clone(),
-        name: job.name.clone(),
-        data_json: payload.json.clone(),
-        attempt: job.attempts_started,
-        attempts_made: job.attempts_made,
-        max_attempts: options.max_attempts(),
-        enqueued_at_ms: job.timestamp_ms,
-        keep_logs,
-        token: token.clone(),
-        trace: trace.clone(),
-        cancelled: cancellation.attempt().clone(),
-        cancellation: cancellation.clone(),
-        store: Store::Redis(shared.clone()),
-    });
+    let ctx = context_of(shared, job, token, trace, cancellation, &options, &payload);
     let handler = shared.router.find(&job.name);
     let failure = match (refused(shared, job, broken_options, &payload, handler.is_some()), handler) {
         (None, Some(handler)) => match tried(shared, handler, &ctx).await {
@@ -183,6 +166,36 @@ async fn attempt(
     Ended::By(follow())
 }
 
+/// What an attempt's handler is given.
+pub(crate) fn context_of(
+    shared: &Arc<Shared>,
+    job: &FetchedJob,
+    token: &LockToken,
+    trace: &AttemptTrace,
+    cancellation: &Cancellation,
+    options: &JobOptions,
+    payload: &Payload,
+) -> JobContext {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; a count")]
+    let keep_logs = options.keep_logs.map(|n| n as u32);
+    JobContext::new(Attempt {
+        queue: shared.keys.queue().clone(),
+        id: job.id.clone(),
+        name: job.name.clone(),
+        data_json: payload.json.clone(),
+        attempt: job.attempts_started,
+        attempts_made: job.attempts_made,
+        max_attempts: options.max_attempts(),
+        enqueued_at_ms: job.timestamp_ms,
+        keep_logs,
+        token: token.clone(),
+        trace: trace.clone(),
+        cancelled: cancellation.attempt().clone(),
+        cancellation: cancellation.clone(),
+        store: Store::Redis(shared.clone()),
+    })
+}
+
 async fn tried(shared: &Shared, handler: &Arc<dyn AnyHandler>, ctx: &JobContext) -> Verdict {
     let limit = handler.time_limit(ctx).or(shared.time_limit);
     if let Some(limit) = limit {
@@ -193,7 +206,7 @@ async fn tried(shared: &Shared, handler: &Arc<dyn AnyHandler>, ctx: &JobContext)
 }
 
 /// Why a job fails without its handler being asked.
-fn refused(
+pub(crate) fn refused(
     shared: &Shared,
     job: &FetchedJob,
     broken_options: Option<serde_json::Error>,
@@ -314,7 +327,7 @@ pub(crate) fn judge(answer: Answer, cancellation: &Cancellation) -> Verdict {
     }
 }
 
-fn yielded(to: Yield) -> Ended {
+pub(crate) fn yielded(to: Yield) -> Ended {
     Ended::By(match to {
         Yield::WaitsForChildren => return Ended::Elsewhere,
         Yield::Snooze(delay) => Transition::Snooze { delay_ms: millis(delay) },

@@ -42,12 +42,14 @@
 
 pub mod admin;
 mod batch;
+mod by_hand;
 mod cancellation;
 mod cancels;
 mod children;
 pub mod context;
 mod engine;
 pub mod events;
+mod exchange;
 mod executor;
 mod giveback;
 pub mod handler;
@@ -65,6 +67,7 @@ mod trace;
 mod worker;
 
 pub use batch::{BatchFn, BatchJob, batch_fn};
+pub use by_hand::{ByHandError, JobTaker, TakenJob};
 pub use cancellation::CancelCause;
 pub use context::JobContext;
 pub use engine::{Engine, EngineBuilder, EngineError};

@@ -16,8 +16,8 @@ use std::{
 
 use mpanel_protocol::{
     calls::{
-        fetch::{FetchSpec, Fetched, SLOTS_PER_CALL, fetch_jobs},
-        finish::{FINISHES_PER_CALL, Finish, Finished, Transition, finish_jobs},
+        fetch::{Fetched, SLOTS_PER_CALL},
+        finish::{FINISHES_PER_CALL, Finish, Finished, Transition},
     },
     ids::{JobId, LockToken},
     outcome::Refusal,
@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     cancellation::Cancellation,
+    exchange::{exchange, is_transient},
     executor::{Done, run_attempt},
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
@@ -328,31 +329,8 @@ impl Pump {
     }
 
     async fn call(&self, batch: &[Outgoing], slots: u32, token: &LockToken) -> Result<Finished, ScriptError> {
-        let engine = &self.shared.engine;
-        let mut shared =
-            engine.redis.shared_for(self.shared.keys.meta()).await.map_err(|e| unreachable_script(&e))?;
-        let spec = FetchSpec {
-            slots,
-            token,
-            lock: self.shared.lock,
-            limiter: self.shared.limiter,
-            worker_name: self.shared.name.as_deref(),
-        };
-        let keys = &self.shared.keys;
-        let outcome = if batch.is_empty() {
-            fetch_jobs(&mut shared.conn, keys, engine.peer, engine.now(), &spec)
-                .await
-                .map(|fetched| Finished { results: Vec::new(), fetched: Some(fetched) })
-        } else {
-            let finishes: Vec<Finish> = batch.iter().map(|o| o.finish.clone()).collect();
-            let fetch = (slots > 0).then_some(&spec);
-            let points = self.shared.metrics_points;
-            finish_jobs(&mut shared.conn, keys, engine.peer, engine.now(), &finishes, fetch, points).await
-        };
-        if let Err(ScriptError::Redis { source, .. }) = &outcome {
-            engine.redis.report(&shared, source).await;
-        }
-        outcome
+        let finishes: Vec<Finish> = batch.iter().map(|o| o.finish.clone()).collect();
+        exchange(&self.shared, &finishes, slots, token).await
     }
 
     fn written(&self, outgoing: &Outgoing, refusal: Option<Refusal>) {
@@ -470,18 +448,4 @@ async fn until(at: Option<Instant>) {
     if let Some(at) = at {
         tokio::time::sleep_until(at.into()).await;
     }
-}
-
-/// Whether the same call may succeed later.
-pub(crate) fn is_transient(error: &ScriptError) -> bool {
-    match error {
-        ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
-        ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
-    }
-}
-
-/// A connection that was not to be had, as the script's error.
-pub(crate) fn unreachable_script(error: &mpanel_connect::ConnectError) -> ScriptError {
-    let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, error.to_string());
-    ScriptError::Redis { script: "connect", source: io.into() }
 }

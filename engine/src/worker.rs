@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::QueueAdmin,
+    by_hand::JobTaker,
     cancels::watch_for_ever,
     engine::{EngineError, EngineInner},
     handler::Handler,
@@ -229,21 +230,39 @@ impl WorkerBuilder {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn start(self) -> Result<Worker, EngineError> {
-        let wrong =
-            |what: &str| EngineError::Setting(format!("worker of queue {}: {what}", self.keys.queue()));
         if self.router.is_empty() {
-            return Err(wrong("it has no handler"));
+            return Err(self.wrong("it has no handler"));
         }
         if self.concurrency == 0 {
-            return Err(wrong("concurrency must be at least 1"));
+            return Err(self.wrong("concurrency must be at least 1"));
         }
+        Ok(Worker::start(self.share()?))
+    }
+
+    /// No worker, but a way to take and end jobs by hand. Handlers, middleware, time
+    /// limits and concurrency do not concern it.
+    ///
+    /// # Errors
+    /// [`EngineError::Setting`]: spans of zero.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn by_hand(self) -> Result<JobTaker, EngineError> {
+        Ok(JobTaker::new(self.share()?))
+    }
+
+    fn wrong(&self, what: &str) -> EngineError {
+        EngineError::Setting(format!("worker of queue {}: {what}", self.keys.queue()))
+    }
+
+    fn share(self) -> Result<Arc<Shared>, EngineError> {
         if self.lock < Duration::from_millis(10) || self.stalled_interval.is_zero() {
-            return Err(wrong("lock must be at least 10 ms and the stalled interval more than 0"));
+            return Err(self.wrong("lock must be at least 10 ms and the stalled interval more than 0"));
         }
         let locks = self.engine.keeper.ring(self.keys.clone(), self.lock);
         let admin = self.engine.admin(self.keys.queue());
         let control = Control { paused: false, concurrency: self.concurrency };
-        let shared = Arc::new(Shared {
+        Ok(Arc::new(Shared {
             engine: self.engine,
             keys: self.keys,
             admin,
@@ -262,8 +281,7 @@ impl WorkerBuilder {
             locks,
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
-        });
-        Ok(Worker::start(shared))
+        }))
     }
 }
 

@@ -1,0 +1,63 @@
+//! One call to Redis on a worker's behalf: outcomes in, next jobs out. Decides no
+//! retry; says which errors are worth one.
+
+use mpanel_protocol::{
+    calls::{
+        fetch::{FetchSpec, fetch_jobs},
+        finish::{Finish, Finished, finish_jobs},
+    },
+    ids::LockToken,
+    script::ScriptError,
+};
+
+use crate::worker::Shared;
+
+/// Writes `finishes` and starts jobs for `slots` under `token`.
+///
+/// # Errors
+/// [`ScriptError`]; the connection is replaced where it broke.
+///
+/// # Cancel safety
+/// Not cancel safe: a dropped call may have taken effect.
+pub(crate) async fn exchange(
+    shared: &Shared,
+    finishes: &[Finish],
+    slots: u32,
+    token: &LockToken,
+) -> Result<Finished, ScriptError> {
+    let (engine, keys) = (&shared.engine, &shared.keys);
+    let mut link = engine.redis.shared_for(keys.meta()).await.map_err(|e| unreachable_script(&e))?;
+    let spec = FetchSpec {
+        slots,
+        token,
+        lock: shared.lock,
+        limiter: shared.limiter,
+        worker_name: shared.name.as_deref(),
+    };
+    let (conn, peer, now) = (&mut link.conn, engine.peer, engine.now());
+    let outcome = if finishes.is_empty() {
+        let fetched = fetch_jobs(conn, keys, peer, now, &spec).await;
+        fetched.map(|fetched| Finished { results: Vec::new(), fetched: Some(fetched) })
+    } else {
+        let fetch = (slots > 0).then_some(&spec);
+        finish_jobs(conn, keys, peer, now, finishes, fetch, shared.metrics_points).await
+    };
+    if let Err(ScriptError::Redis { source, .. }) = &outcome {
+        engine.redis.report(&link, source).await;
+    }
+    outcome
+}
+
+/// Whether the same call may succeed later.
+pub(crate) fn is_transient(error: &ScriptError) -> bool {
+    match error {
+        ScriptError::Redis { source, .. } => mpanel_connect::is_broken(source) || error.is_not_done(),
+        ScriptError::Reply { .. } | ScriptError::Encoding(_) => false,
+    }
+}
+
+/// A connection that was not to be had, as the script's error.
+fn unreachable_script(error: &mpanel_connect::ConnectError) -> ScriptError {
+    let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, error.to_string());
+    ScriptError::Redis { script: "connect", source: io.into() }
+}
