@@ -145,6 +145,13 @@ impl EngineBuilder {
     /// [`EngineError::Connect`] when waiting does not help.
     pub async fn connect(self) -> Result<Engine, EngineError> {
         self.redis.wait_until_up().await?;
+        if !self.prefix.has_hash_tag() && self.redis.is_cluster().await? {
+            return Err(EngineError::Setting(format!(
+                "in a Redis Cluster the prefix `{0}` needs a hash tag, so that all keys of a queue are on one node: \
+                 use `{{{0}}}` (such as `{{bull}}`) here and in every Node producer and worker of these queues",
+                self.prefix
+            )));
+        }
         let clock: Arc<dyn Clock> = match self.clock {
             Some(clock) => clock,
             None => {

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mpanel_connect::{Redis, Shared, is_broken};
+use mpanel_connect::{Conn, Redis, Shared, is_broken};
 use mpanel_protocol::{
     calls::add::{Added, JOBS_PER_CALL, NewJob, add_jobs, fit_in_call},
     keys::QueueKeys,
@@ -15,7 +15,7 @@ use mpanel_protocol::{
     script::ScriptError,
     time::TimestampMs,
 };
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::RedisError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -61,7 +61,7 @@ struct Known {
 /// The connection that a batch travels over.
 #[derive(Clone)]
 struct Link {
-    conn: MultiplexedConnection,
+    conn: Conn,
     /// Absent for a connection of one's own.
     shared: Option<Shared>,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Batcher {
     pub(crate) rules: Rules,
     pub(crate) lane: Lane,
     known: Known,
-    own: Option<MultiplexedConnection>,
+    own: Option<Conn>,
 }
 
 impl Batcher {
@@ -212,7 +212,7 @@ impl Batcher {
 }
 
 /// Leaves what BullMQ's Queue leaves in `meta`, without taking anything over.
-async fn introduce(keys: &QueueKeys, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+async fn introduce(keys: &QueueKeys, conn: &mut Conn) -> redis::RedisResult<()> {
     redis::pipe()
         .hset_nx(keys.meta(), "opts.maxLenEvents", 10_000)
         .ignore()

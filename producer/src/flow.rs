@@ -6,7 +6,7 @@ use std::{
     fmt,
 };
 
-use mpanel_connect::Redis;
+use mpanel_connect::{Conn, Redis};
 use mpanel_protocol::{
     calls::{
         add::Added,
@@ -18,7 +18,6 @@ use mpanel_protocol::{
     peer::Peer,
     script::ScriptError,
 };
-use redis::aio::MultiplexedConnection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -280,11 +279,7 @@ impl Producer {
     }
 
     /// Refuses a flow when one of its queues has reached the producer's limit.
-    async fn look_for_room(
-        &self,
-        conn: &mut MultiplexedConnection,
-        parts: &[FlowPart],
-    ) -> Result<(), EnqueueError> {
+    async fn look_for_room(&self, conn: &mut Conn, parts: &[FlowPart]) -> Result<(), EnqueueError> {
         let Some(limit) = self.lane.max_waiting else { return Ok(()) };
         let mut queues: Vec<&QueueKeys> = Vec::new();
         for part in parts.iter().filter(|part| !part.job.waits_for_children) {

@@ -7,7 +7,6 @@ use std::{
 
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::{ids::Prefix, keys::QueueKeys, peer::Peer, seal::Keyring, time::Clock};
-use redis::aio::MultiplexedConnection;
 
 use crate::{
     batch::Lane,
@@ -124,9 +123,12 @@ impl ProducerBuilder {
         self.lane.durability.check()?;
         self.redis.check().await?;
         let mut shared = self.redis.shared().await?;
-        let cluster = in_cluster(&mut shared.conn).await;
+        let cluster = self.redis.is_cluster().await?;
         if cluster && !self.prefix.has_hash_tag() {
-            let why = format!("in a Redis Cluster it needs a hash tag, such as {{{}}}", self.prefix);
+            let why = format!(
+                "in a Redis Cluster it needs a hash tag, so that all keys of a queue are on one node: use {{{}}} (such as {{bull}})",
+                self.prefix
+            );
             return Err(EnqueueError::option("prefix", why));
         }
         let clock = match self.clock {
@@ -155,13 +157,6 @@ impl ProducerBuilder {
             handles: Arc::default(),
         })
     }
-}
-
-/// Whether the server is part of a Cluster; one that does not say so is not.
-async fn in_cluster(conn: &mut MultiplexedConnection) -> bool {
-    let hello: Result<HashMap<String, redis::Value>, _> = redis::cmd("HELLO").query_async(conn).await;
-    let mode = hello.ok().and_then(|mut hello| hello.remove("mode"));
-    mode.and_then(|mode| redis::from_redis_value::<String>(mode).ok()).is_some_and(|mode| mode == "cluster")
 }
 
 impl Producer {

@@ -102,8 +102,8 @@ fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Resul
 
 /// Warns of Node workers on our queues, or refuses to start beside them.
 async fn look_for_neighbours(app: &App, engine: &Engine, queues: &[&str]) -> Result<(), Failed> {
-    let mut shared = engine.redis().shared().await.map_err(of_connect)?;
-    let found = match neighbours::find(&mut shared.conn, &app.redis.prefix, queues).await {
+    let servers = engine.redis().shared_all().await.map_err(of_connect)?;
+    let found = match neighbours::find(servers, &app.redis.prefix, queues).await {
         Ok(found) => found,
         Err(error) if app.config.run.exclusive => {
             let text = format!(
@@ -138,7 +138,7 @@ async fn look_for_neighbours(app: &App, engine: &Engine, queues: &[&str]) -> Res
 fn of_connect(error: ConnectError) -> Failed {
     let exit = match &error {
         ConnectError::Url { .. } => Exit::Configuration,
-        ConnectError::Unreachable { .. } => Exit::Unavailable,
+        ConnectError::Unreachable { .. } | ConnectError::NoPrimary { .. } => Exit::Unavailable,
         ConnectError::Refused { .. } => Exit::Permission,
     };
     Failed::new(exit, error.to_string())
