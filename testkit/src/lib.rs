@@ -24,6 +24,8 @@ pub mod postgres;
 pub mod process;
 pub mod pve;
 pub mod redis_server;
+pub mod tls;
+pub mod topology;
 pub mod wait;
 
 pub use error::TestkitError;
@@ -31,4 +33,5 @@ pub use node::{BullVersion, NodeMpanel, NodeQueue, NodeSidecar, NodeWorker};
 pub use postgres::Postgres;
 pub use process::WorkerProcess;
 pub use redis_server::RedisServer;
+pub use topology::{Cluster, Sentinel};
 pub use wait::eventually;
