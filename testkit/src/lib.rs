@@ -17,6 +17,7 @@ mod child;
 pub mod conformance;
 pub mod demo;
 mod error;
+pub mod history;
 pub mod node;
 mod pg_install;
 pub mod ports;
