@@ -147,6 +147,13 @@ impl EnqueueError {
         }
     }
 
+    /// Whether surely nothing was stored: it can be enqueued again also without an id
+    /// of its own.
+    #[must_use]
+    pub fn is_not_stored(&self) -> bool {
+        !matches!(self, Self::Unknown(_) | Self::Broken(_) | Self::NotReplicated { .. } | Self::Closed)
+    }
+
     pub(crate) fn option(option: &'static str, why: impl Into<String>) -> Self {
         Self::Option { option, why: why.into() }
     }

@@ -5,7 +5,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | H0 | no job that nobody enqueued |
+//! | H0 | no job that nobody enqueued, and none whose enqueue was refused |
 //! | H1 | every acknowledged job is in exactly one of completed and failed |
 //! | H2 | every job that ended was started |
 //! | H3 | completed: one effect; failed: at most one |
@@ -33,6 +33,11 @@ use crate::child::GuardedDir;
 pub enum Event {
     /// Redis acknowledged the job.
     EnqueueAck {
+        /// The job.
+        id: String,
+    },
+    /// The job was surely not stored.
+    EnqueueRefused {
         /// The job.
         id: String,
     },
@@ -230,6 +235,7 @@ impl fmt::Display for Violation {
 struct Job<'a> {
     acknowledged: usize,
     unknown: usize,
+    refused: usize,
     starts: usize,
     fences: Vec<u64>,
     effects: usize,
@@ -245,6 +251,7 @@ pub fn check(history: &[Event], snapshot: &Snapshot) -> Vec<Violation> {
         match event {
             Event::EnqueueAck { id } => jobs.entry(id).or_default().acknowledged += 1,
             Event::EnqueueUnknown { id } => jobs.entry(id).or_default().unknown += 1,
+            Event::EnqueueRefused { id } => jobs.entry(id).or_default().refused += 1,
             Event::Start { id, fence, .. } => {
                 let job = jobs.entry(id).or_default();
                 job.starts += 1;
@@ -279,8 +286,10 @@ const IN_LINE: [&str; 4] = ["waiting", "delayed", "prioritized", "waiting-childr
 impl Job<'_> {
     fn check(&self, mut wrong: impl FnMut(&'static str, String)) {
         let ended: Vec<&str> = self.states.iter().copied().filter(|s| TERMINAL.contains(s)).collect();
-        if self.acknowledged + self.unknown == 0 {
-            wrong("H0", format!("nobody enqueued it; it is in {:?}", self.states));
+        let seen = self.starts + self.effects + self.states.len() + self.events.len();
+        if self.acknowledged + self.unknown == 0 && seen > 0 {
+            let why = if self.refused > 0 { "it was refused" } else { "nobody enqueued it" };
+            wrong("H0", format!("{why}; it is in {:?}", self.states));
         }
         if self.acknowledged > 0 && ended.len() != 1 {
             wrong("H1", format!("it was acknowledged and is in {:?}", self.states));

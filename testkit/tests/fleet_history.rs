@@ -168,7 +168,13 @@ impl Fleet {
                     }
                     Err(error) => {
                         assert!(error.is_retryable(), "{error}");
-                        journal.record(&Event::EnqueueUnknown { id }).unwrap();
+                        let unstored = error.is_not_stored();
+                        let event = if unstored {
+                            Event::EnqueueRefused { id }
+                        } else {
+                            Event::EnqueueUnknown { id }
+                        };
+                        journal.record(&event).unwrap();
                         tokio::time::sleep(PACE * 4).await;
                     }
                 }
@@ -231,8 +237,9 @@ impl Fleet {
         assert!(by("rust") > 0 && by("node") > 0, "one side did nothing: {} and {}", by("rust"), by("node"));
         let count = |wanted: fn(&Event) -> bool| events.iter().filter(|e| wanted(e)).count();
         println!(
-            "{what}: {} acknowledged, {} unknown, {} starts, {} effects (rust {}, node {}), {} failed, longest gap {} ms",
+            "{what}: {} acknowledged, {} refused, {} unknown, {} starts, {} effects (rust {}, node {}), {} failed, longest gap {} ms",
             count(|e| matches!(e, Event::EnqueueAck { .. })),
+            count(|e| matches!(e, Event::EnqueueRefused { .. })),
             count(|e| matches!(e, Event::EnqueueUnknown { .. })),
             count(|e| matches!(e, Event::Start { .. })),
             by("rust") + by("node"),

@@ -11,6 +11,10 @@ fn unknown(id: &str) -> Event {
     Event::EnqueueUnknown { id: id.into() }
 }
 
+fn refused(id: &str) -> Event {
+    Event::EnqueueRefused { id: id.into() }
+}
+
 fn start(id: &str, fence: Option<u64>) -> Event {
     Event::Start { id: id.into(), by: "w".into(), fence }
 }
@@ -19,7 +23,7 @@ fn effect(id: &str) -> Event {
     Event::Effect { id: id.into(), by: "w".into() }
 }
 
-/// Four jobs: completed at once, completed after a stall, failed, of unknown outcome and not there.
+/// Completed at once, completed after a stall, failed, of unknown outcome and not there, refused.
 fn right() -> (Vec<Event>, Snapshot) {
     let history = vec![
         ack("a"),
@@ -32,6 +36,7 @@ fn right() -> (Vec<Event>, Snapshot) {
         ack("c"),
         start("c", None),
         unknown("d"),
+        refused("e"),
     ];
     let mut snapshot = Snapshot::default();
     snapshot.states.insert("completed".into(), vec!["a".into(), "b".into()]);
@@ -87,6 +92,8 @@ fn without(snapshot: &mut Snapshot, event: &str, id: &str) {
 const SEEDS: &[(&str, &str, Seed)] = &[
     ("a job nobody enqueued", "H0", |_, s| put(s, "completed", "x")),
     ("an event of a job nobody enqueued", "H0", |_, s| s.events.push(("added".into(), "x".into()))),
+    ("a refused job that is there", "H0", |_, s| put(s, "completed", "e")),
+    ("a refused job that was started", "H0", |h, _| h.push(start("e", None))),
     ("an acknowledged job lost", "H1", |_, s| remove(s, "a")),
     ("an acknowledged job never stored", "H1", |h, _| h.push(ack("x"))),
     ("a job both completed and failed", "H1", |_, s| put(s, "failed", "a")),
