@@ -51,6 +51,7 @@ mod locks;
 mod marker;
 pub mod outcome;
 mod pump;
+mod reading;
 mod rescuer;
 mod router;
 mod schedules;
