@@ -12,6 +12,7 @@ use mpanel_protocol::{
     keys::QueueKeys,
     peer::Peer,
     schedule::Zone,
+    script::ScriptError,
     seal::Keyring,
     time::{Clock, TimestampMs},
 };
@@ -78,6 +79,22 @@ pub enum EngineError {
     /// A setting cannot be used.
     #[error("{0}")]
     Setting(String),
+    /// The Redis user lacks permissions that a worker needs.
+    #[error(
+        "the Redis user may not serve queue {queue}: {why}; a worker needs its commands on the keys `{keys}:*`, \
+         see docs/guide/topologies.md for the ACL; no job was taken"
+    )]
+    Forbidden {
+        /// The queue.
+        queue: QueueName,
+        /// What its keys begin with.
+        keys: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A call to Redis failed.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     /// The renewal thread could not be started.
     #[error("the lock renewal thread could not be started: {0}")]
     Thread(#[from] std::io::Error),

@@ -50,6 +50,7 @@ pub mod handler;
 mod locks;
 mod marker;
 pub mod outcome;
+mod permissions;
 mod pump;
 mod reading;
 mod rescuer;

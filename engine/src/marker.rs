@@ -115,11 +115,19 @@ async fn wait_for_markers(
                 wake
             }
             Err(error) => {
-                tracing::debug!(
-                    key = listener.key,
-                    error,
-                    "waiting for work failed; the connection is replaced"
-                );
+                if error.contains("no permissions") {
+                    tracing::error!(
+                        key = listener.key,
+                        error,
+                        "the Redis user may not wait for work; the queue is polled instead"
+                    );
+                } else {
+                    tracing::debug!(
+                        key = listener.key,
+                        error,
+                        "waiting for work failed; the connection is replaced"
+                    );
+                }
                 conn = None;
                 listener.client.store(0, Ordering::Relaxed);
                 tokio::time::sleep(pause).await;

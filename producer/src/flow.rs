@@ -27,7 +27,7 @@ use crate::{
     enqueued::Enqueued,
     error::EnqueueError,
     options::{ChildFailure, EnqueueOptions},
-    producer::{Backend, Producer},
+    producer::{Backend, Producer, permitted},
     rules::{Rules, random_id},
 };
 
@@ -258,6 +258,14 @@ impl Producer {
     ) -> Result<(Vec<Added>, Option<Replication>), EnqueueError> {
         let key = parts[0].keys.meta();
         let lost = |error: &ScriptError| EnqueueError::from_script(error);
+        let mut first = redis.shared_for(key).await?;
+        if let Err(error) = permitted(&self.permitted, &mut first.conn, &parts[0].keys).await {
+            if let Some(source) = error.redis() {
+                redis.report(&first, source).await;
+            }
+            // Nothing of the flow was sent.
+            return Err(EnqueueError::before_sending(&error));
+        }
         let now = self.rules.clock.now();
         if let Durability::Replicated { replicas, within } = self.lane.durability {
             let mut conn = redis.dedicated(key, None, within.saturating_add(RESPONSE)).await?;

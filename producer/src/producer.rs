@@ -1,12 +1,20 @@
 //! [`Producer`]: where jobs go, and what holds for all of them.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use mpanel_connect::{Redis, ServerClock};
-use mpanel_protocol::{ids::Prefix, keys::QueueKeys, peer::Peer, seal::Keyring, time::Clock};
+use mpanel_connect::{Conn, Redis, ServerClock};
+use mpanel_protocol::{
+    calls::permissions::{Role, refused_commands},
+    ids::Prefix,
+    keys::QueueKeys,
+    peer::Peer,
+    script::ScriptError,
+    seal::Keyring,
+    time::Clock,
+};
 
 use crate::{
     batch::Lane,
@@ -24,6 +32,8 @@ pub struct Producer {
     pub(crate) peer: Peer,
     pub(crate) rules: Rules,
     pub(crate) lane: Lane,
+    /// Queues, with prefix, on which the Redis user is known to have its permissions.
+    pub(crate) permitted: Arc<Mutex<HashSet<String>>>,
     /// Handles for [`Producer::enqueue_kind`], so that its calls travel together.
     pub(crate) handles: Arc<Mutex<HashMap<&'static str, QueueProducer>>>,
 }
@@ -154,9 +164,31 @@ impl ProducerBuilder {
                 cluster,
             },
             lane: self.lane,
+            permitted: Arc::default(),
             handles: Arc::default(),
         })
     }
+}
+
+/// Asks once for each queue whether the Redis user may do what a producer does: a
+/// script that is refused a command half way leaves half a job.
+pub(crate) async fn permitted(
+    known: &Mutex<HashSet<String>>,
+    conn: &mut Conn,
+    keys: &QueueKeys,
+) -> Result<(), ScriptError> {
+    let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
+    if known().contains(keys.qualified_name()) {
+        return Ok(());
+    }
+    let refused = refused_commands(conn, keys, Role::Producer).await?;
+    if refused.is_empty() {
+        known().insert(keys.qualified_name().to_owned());
+        return Ok(());
+    }
+    let why = format!("it may not run {} on `{}:*`", refused.join(", "), keys.qualified_name());
+    let error = redis::make_extension_error("NOPERM".to_owned(), Some(why));
+    Err(ScriptError::Redis { script: "checkPermissions", source: error })
 }
 
 impl Producer {

@@ -20,7 +20,7 @@ use crate::{
     enqueued::Enqueued,
     error::EnqueueError,
     options::EnqueueOptions,
-    producer::{Backend, Producer},
+    producer::{Backend, Producer, permitted},
     rules::validate,
 };
 
@@ -290,6 +290,12 @@ impl Schedules {
             return Err(EnqueueError::Refused("a recording producer keeps no schedules".to_owned()));
         };
         let mut shared = redis.shared_for(self.keys.meta()).await?;
+        if let Err(error) = permitted(&self.producer.permitted, &mut shared.conn, &self.keys).await {
+            if let Some(source) = error.redis() {
+                redis.report(&shared, source).await;
+            }
+            return Err(EnqueueError::before_sending(&error));
+        }
         match call(&mut shared.conn).await {
             Ok(value) => Ok(value),
             Err(error) => {

@@ -82,7 +82,7 @@ impl ScriptError {
 }
 
 /// A key beside `meta` that never exists. No job can have it: ids have no colon.
-fn absent(meta_key: &str) -> String {
+pub(crate) fn absent(meta_key: &str) -> String {
     format!("{meta_key}:absent")
 }
 
@@ -219,6 +219,8 @@ scripts! {
     JOB_STATE = "jobState" ["queue"];
     /// `lua/removeOrphans.lua`
     REMOVE_ORPHANS = "removeOrphans" ["queue"];
+    /// `lua/checkPermissions.lua`
+    CHECK_PERMISSIONS = "checkPermissions" ["queue"];
     /// `lua/freeDedup.lua`
     FREE_DEDUP = "freeDedup" ["queue"];
 }

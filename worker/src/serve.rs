@@ -43,6 +43,14 @@ pub async fn serve(
     let queues: Vec<&str> = services.iter().map(|service| service.queue).collect();
     look_for_neighbours(app, &engine, &queues).await?;
 
+    for queue in &queues {
+        let asked = engine.worker(queue).map_err(of_engine)?.check_permissions().await;
+        // Whatever else goes wrong, the worker waits for it.
+        if let Err(error @ EngineError::Forbidden { .. }) = asked {
+            return Err(of_engine(error));
+        }
+    }
+
     let name = neighbours::own_name();
     let workers = services
         .into_iter()
@@ -148,6 +156,8 @@ fn of_engine(error: EngineError) -> Failed {
     match error {
         EngineError::Connect(error) => of_connect(error),
         EngineError::Name(_) | EngineError::Setting(_) => Failed::new(Exit::Configuration, error.to_string()),
+        EngineError::Forbidden { .. } => Failed::new(Exit::Permission, error.to_string()),
+        EngineError::Script(_) => Failed::new(Exit::Unavailable, error.to_string()),
         EngineError::Thread(_) => Failed::new(Exit::Failure, error.to_string()),
     }
 }
