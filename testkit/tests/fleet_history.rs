@@ -11,6 +11,7 @@ use mpanel_engine::{Engine, JobContext, JobError, Worker, handler_fn};
 use mpanel_producer::{EnqueueOptions, Prefix, Producer};
 use mpanel_protocol::keys::slot;
 use mpanel_testkit::history::{Event, Journal, Snapshot, Violation, check, open_jobs};
+use mpanel_testkit::redis_server::RedisServerBuilder;
 use mpanel_testkit::{BullVersion, Cluster, NodeSidecar, NodeWorker, Sentinel, TestkitError, eventually};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -300,6 +301,19 @@ async fn under_resharding_of_a_cluster() {
         fleet.more(100).await;
     }
     fleet.settle("Cluster, resharding").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_resharding_of_a_cluster_of_valkey() {
+    let cluster = Cluster::with(false, RedisServerBuilder::valkey).await.unwrap();
+    let fleet = Fleet::start(&cluster.url()).await;
+    let slot = slot(BASE);
+    fleet.more(200).await;
+    let from = cluster.owner(slot).await.unwrap().port();
+    let to = cluster.nodes().iter().find(|node| node.port() != from).unwrap();
+    cluster.move_slot(slot, to).await.unwrap();
+    fleet.more(200).await;
+    fleet.settle("Cluster of Valkey, resharding").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
