@@ -15,6 +15,9 @@ use crate::{ConnectError, dial::Dialer, node::NodeAddr};
 
 /// How long one Sentinel may take to answer, and to let us in.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// The question after the primary. During a fail-over its answer is the new one, as
+/// soon as the leading Sentinel has seen it take over.
+const ADDRESS: &str = "GET-MASTER-ADDR-BY-NAME";
 /// Most Sentinels that are kept in mind.
 const KNOWN_MAX: usize = 16;
 
@@ -34,6 +37,8 @@ struct Opinion {
     primary: NodeAddr,
     /// Rises with each fail-over.
     epoch: u64,
+    /// It leads a fail-over: of all it is the first to know the new primary.
+    leads: bool,
     others: Vec<NodeAddr>,
 }
 
@@ -114,9 +119,7 @@ impl Sentinels {
             cmd.arg(what).arg(&self.master);
             cmd
         };
-        // During a fail-over this one tells of the new primary first.
-        let address: Option<(String, u16)> =
-            sentinel_cmd("GET-MASTER-ADDR-BY-NAME").query_async(&mut conn).await?;
+        let address = sentinel_cmd(ADDRESS).query_async::<Option<(String, u16)>>(&mut conn).await?;
         let Some((host, port)) = address else { return Ok(None) };
         // The rest helps, but is not needed: a Sentinel's user may not be allowed to ask.
         let master: BTreeMap<String, String> =
@@ -124,26 +127,45 @@ impl Sentinels {
         let others: Vec<BTreeMap<String, Value>> =
             sentinel_cmd("SENTINELS").query_async(&mut conn).await.unwrap_or_default();
         let epoch = master.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        let leads = master.get("flags").is_some_and(|flags| flags.contains("failover_in_progress"));
         let others = others.into_iter().filter_map(|mut other| {
             let host = redis::from_redis_value(other.remove("ip")?).ok()?;
             let port = redis::from_redis_value(other.remove("port")?).ok()?;
             Some(NodeAddr { host, port })
         });
-        Ok(Some(Opinion { primary: NodeAddr { host, port }, epoch, others: others.collect() }))
+        Ok(Some(Opinion { primary: NodeAddr { host, port }, epoch, leads, others: others.collect() }))
+    }
+
+    /// Whether a Sentinel to which we have a connection names another primary than
+    /// `held`, or there is none that answers: one short command each.
+    pub(crate) async fn doubt(&self, held: &NodeAddr) -> bool {
+        let open: Vec<_> =
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let asked = open.into_iter().map(|mut conn| async move {
+            let mut cmd = redis::cmd("SENTINEL");
+            cmd.arg(ADDRESS).arg(&self.master);
+            let address = cmd.query_async::<Option<(String, u16)>>(&mut conn);
+            tokio::time::timeout(PATIENCE, address).await.ok()?.ok()?
+        });
+        let answers = join_all(asked).await;
+        let same = |(host, port): &(String, u16)| *host == held.host && *port == held.port;
+        answers.is_empty() || answers.iter().any(|answer| !answer.as_ref().is_some_and(same))
     }
 }
 
-/// The newest configuration first, then what most of them say.
+/// The newest configuration first, then what the leader of a fail-over says, then
+/// what most of them say.
 fn ranked(opinions: &[Opinion]) -> Vec<Candidate> {
-    let mut votes: BTreeMap<&NodeAddr, (u64, usize)> = BTreeMap::new();
+    let mut votes: BTreeMap<&NodeAddr, (u64, bool, usize)> = BTreeMap::new();
     for opinion in opinions {
-        let (epoch, count) = votes.entry(&opinion.primary).or_default();
+        let (epoch, leads, count) = votes.entry(&opinion.primary).or_default();
         *epoch = opinion.epoch.max(*epoch);
+        *leads |= opinion.leads;
         *count += 1;
     }
     let mut ranked: Vec<_> = votes.into_iter().map(|(node, rank)| (rank, node)).collect();
-    ranked.sort_by(|a, b| b.0.cmp(&a.0));
-    ranked.into_iter().map(|((epoch, _), node)| Candidate { node: node.clone(), epoch }).collect()
+    ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+    ranked.into_iter().map(|((epoch, ..), node)| Candidate { node: node.clone(), epoch }).collect()
 }
 
 /// Whether the server says of itself that it is a primary.
@@ -158,7 +180,8 @@ mod tests {
     use super::*;
 
     fn says(host: &str, epoch: u64) -> Opinion {
-        Opinion { primary: NodeAddr { host: host.to_owned(), port: 1 }, epoch, others: Vec::new() }
+        let primary = NodeAddr { host: host.to_owned(), port: 1 };
+        Opinion { primary, epoch, leads: false, others: Vec::new() }
     }
 
     fn order(opinions: &[Opinion]) -> Vec<String> {
@@ -169,6 +192,8 @@ mod tests {
     fn the_newest_configuration_wins_over_the_number_of_votes() {
         assert_eq!(order(&[says("old", 1), says("new", 2), says("old", 1)]), ["new", "old"]);
         assert_eq!(order(&[says("a", 1), says("b", 1), says("b", 1)]), ["b", "a"]);
+        let leader = Opinion { leads: true, ..says("promoted", 1) };
+        assert_eq!(order(&[says("old", 1), leader, says("old", 1)]), ["promoted", "old"]);
         assert!(order(&[]).is_empty());
     }
 }

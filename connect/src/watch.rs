@@ -1,5 +1,5 @@
-//! Looking at the topology while connections are open: at least once a second, and
-//! whenever somebody met a reason to. Ends the connections to servers that stopped
+//! Looking at the topology while connections are open: often, and whenever somebody
+//! met a reason to. Ends the connections to servers that stopped
 //! being primaries, so that nobody waits for a frozen one; a single server is not
 //! watched.
 
@@ -21,8 +21,10 @@ use crate::{
     slots::SlotMap,
 };
 
-/// Between two looks without a reason.
+/// Between two looks without a reason. A primary that was replaced while it lives
+/// goes on acknowledging what will be lost: the Sentinels are asked more often.
 const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_OF_SENTINELS: Duration = Duration::from_millis(250);
 /// Between two looks, however many reasons there are.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a node may take to tell its view.
@@ -43,10 +45,14 @@ impl Watch {
 }
 
 async fn watch(inner: Weak<Inner>, wanted: Arc<Notify>) {
+    let mut interval = INTERVAL;
     loop {
         // cancel-safe: a wish that is not taken stays for the next turn.
-        let _ = tokio::time::timeout(INTERVAL, wanted.notified()).await;
+        let _ = tokio::time::timeout(interval, wanted.notified()).await;
         let Some(inner) = inner.upgrade() else { return };
+        if let Route::Sentinel { .. } = inner.route {
+            interval = INTERVAL_OF_SENTINELS;
+        }
         inner.look_around().await;
         drop(inner);
         tokio::time::sleep(PAUSE).await;
@@ -60,6 +66,9 @@ impl Inner {
             Route::Sentinel { sentinels, dialer, home } => {
                 let held = home.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let Some(held) = held else { return };
+                if !sentinels.doubt(&held.node).await {
+                    return;
+                }
                 let Ok(candidates) = sentinels.candidates(self.endpoint()).await else { return };
                 let Some(best) = candidates.first() else { return };
                 if best.node == held.node || best.epoch < held.epoch {

@@ -56,8 +56,42 @@ async fn one_more(queue: &QueueProducer, journal: &Journal, number: &mut u32) ->
     .unwrap()
 }
 
+/// Waits until the handle leads to the server with this port.
+async fn leads_to(redis: &Redis, port: u16) {
+    eventually("the new primary", PATIENCE, || async {
+        let mut shared = redis.shared().await.map_err(|e| e.to_string())?;
+        let mut cmd = redis::cmd("CONFIG");
+        let asked = cmd.arg("GET").arg("port").query_async::<(String, u16)>(&mut shared.conn).await;
+        let (_, at) = asked.map_err(|e| e.to_string())?;
+        if at == port { Ok(()) } else { Err(format!("at {at}")) }
+    })
+    .await
+    .unwrap();
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Planned,
+    Killed,
+    Frozen,
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn everybody_goes_over_to_the_new_primary() {
+async fn everybody_goes_over_in_a_planned_fail_over() {
+    everybody_goes_over(Fault::Planned).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_goes_over_when_the_primary_is_killed() {
+    everybody_goes_over(Fault::Killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_goes_over_when_the_primary_freezes() {
+    everybody_goes_over(Fault::Frozen).await;
+}
+
+async fn everybody_goes_over(fault: Fault) {
     let topology = Sentinel::start().await.unwrap();
     let redis = Redis::open(&topology.url()).unwrap();
     let engine = Engine::builder(redis.clone()).connect().await.unwrap();
@@ -97,42 +131,49 @@ async fn everybody_goes_over_to_the_new_primary() {
     });
     let mut number = 0;
     let mut ids = Vec::new();
-    for fault in ["planned", "killed", "frozen"] {
-        for _ in 0..20 {
-            ids.push(one_more(&queue, &journal, &mut number).await);
-        }
-        // Idle: what waits for work, and for events, waits at the old primary.
-        let last = JobId::stored(ids.last().unwrap().as_str());
-        watch.wait(&last, PATIENCE).await.unwrap();
-        let old = topology.primary().await.unwrap();
-        match fault {
-            "planned" => topology.fail_over().await.unwrap(),
-            "killed" => old.kill9(),
-            _ => old.sigstop().unwrap(),
-        }
-        topology.primary_after(old.port()).await.unwrap();
-        let since = Instant::now();
-        let id = one_more(&queue, &journal, &mut number).await;
-        let acknowledged = since.elapsed();
-        watch.wait(&JobId::stored(id.as_str()), PATIENCE).await.unwrap();
-        let done = since.elapsed();
-        println!("{fault}: acknowledged {acknowledged:?}, done {done:?} after the new primary answered");
-        assert!(acknowledged < SOON * 2 && done < SOON * 3, "{fault}: {acknowledged:?}, {done:?}");
-        ids.push(id);
-        match fault {
-            "killed" => old.restart().await.unwrap(),
-            "frozen" => old.sigcont().unwrap(),
-            _ => {}
-        }
-        if fault == "killed" {
-            topology.follows(old, PATIENCE).await.unwrap();
-        }
+    for _ in 0..20 {
+        ids.push(one_more(&queue, &journal, &mut number).await);
+    }
+    // Idle: what waits for work, and for events, waits at the old primary.
+    let last = JobId::stored(ids.last().unwrap().as_str());
+    watch.wait(&last, PATIENCE).await.unwrap();
+    topology.in_step().await.unwrap();
+    let old = topology.primary().await.unwrap();
+    match fault {
+        Fault::Planned => topology.fail_over().await.unwrap(),
+        Fault::Killed => old.kill9(),
+        Fault::Frozen => old.sigstop().unwrap(),
+    }
+    let new = topology.primary_after(old.port()).await.unwrap().port();
+    let since = Instant::now();
+    if fault == Fault::Planned {
+        // The old primary lives, and acknowledges what will be lost, until we have left it.
+        leads_to(&redis, new).await;
+        println!("planned: gone over {:?} after the Sentinels told", since.elapsed());
+        assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    }
+    let id = one_more(&queue, &journal, &mut number).await;
+    let acknowledged = since.elapsed();
+    watch.wait(&JobId::stored(id.as_str()), PATIENCE).await.unwrap();
+    let done = since.elapsed();
+    println!("{fault:?}: acknowledged {acknowledged:?}, done {done:?} after the new primary answered");
+    assert!(acknowledged < SOON * 2 && done < SOON * 3, "{fault:?}: {acknowledged:?}, {done:?}");
+    ids.push(id);
+    // The old one comes back, and becomes a replica.
+    match fault {
+        Fault::Killed => old.restart().await.unwrap(),
+        Fault::Frozen => old.sigcont().unwrap(),
+        Fault::Planned => {}
+    }
+    for _ in 0..20 {
+        ids.push(one_more(&queue, &journal, &mut number).await);
     }
     let snapshot = eventually("the end of all jobs", PATIENCE, || async {
         let mut shared = redis.shared_for("bull:q").await.map_err(|e| e.to_string())?;
         let snapshot = Snapshot::read(&mut shared.conn, "bull:q").await.map_err(|e| e.to_string())?;
-        let open = open_jobs(&journal.events().unwrap(), &snapshot) + snapshot.states["active"].len();
-        if open == 0 { Ok(snapshot) } else { Err(format!("{open} open")) }
+        let events = journal.events().unwrap();
+        let open = open_jobs(&events, &snapshot) + snapshot.states["active"].len();
+        if open == 0 { Ok(snapshot) } else { Err(format!("{open} open: {:?}", check(&events, &snapshot))) }
     })
     .await
     .unwrap();
@@ -211,8 +252,9 @@ async fn a_fail_over_in_the_middle_of_scripts() {
     let snapshot = eventually("the end of all jobs", PATIENCE, || async {
         let mut shared = redis.shared_for("bull:q").await.map_err(|e| e.to_string())?;
         let snapshot = Snapshot::read(&mut shared.conn, "bull:q").await.map_err(|e| e.to_string())?;
-        let open = open_jobs(&journal.events().unwrap(), &snapshot) + snapshot.states["active"].len();
-        if open == 0 { Ok(snapshot) } else { Err(format!("{open} open")) }
+        let events = journal.events().unwrap();
+        let open = open_jobs(&events, &snapshot) + snapshot.states["active"].len();
+        if open == 0 { Ok(snapshot) } else { Err(format!("{open} open: {:?}", check(&events, &snapshot))) }
     })
     .await
     .unwrap();

@@ -140,6 +140,22 @@ impl Sentinel {
         .await
     }
 
+    /// Waits until two replicas have all that the primary has. Until then it may be lost with the primary, whatever
+    /// `min-replicas-to-write` says: Redis counts a replica that still loads.
+    ///
+    /// # Errors
+    /// [`TestkitError::Timeout`].
+    pub async fn in_step(&self) -> Result<(), TestkitError> {
+        eventually("replicas in step", PATIENCE, || async {
+            let primary = self.primary().await.map_err(|e| e.to_string())?;
+            let info: String = ask(primary, &["INFO", "replication"]).await.map_err(|e| e.to_string())?;
+            let offset = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
+            let offset = format!("state=online,offset={},", offset.unwrap_or("?").trim());
+            if info.matches(&offset).count() == 2 { Ok(()) } else { Err(info) }
+        })
+        .await
+    }
+
     /// Waits until a server follows the primary.
     ///
     /// # Errors
