@@ -91,7 +91,7 @@ impl Line {
             self.number += 1;
             let id = format!("j{}", self.number);
             let mut options = EnqueueOptions::new().job_id(id.clone());
-            if self.number % 3 == 0 {
+            if self.number.is_multiple_of(3) {
                 options = options.delay(Duration::from_millis(10));
             }
             let event = match self.queue.enqueue("a", &json!({}), options).await {

@@ -185,6 +185,9 @@ async fn everybody_goes_over(fault: Fault) {
     })
     .await
     .unwrap();
+    if fault == Fault::Killed {
+        topology.follows(old, PATIENCE).await.unwrap();
+    }
     listener.abort();
     worker.stop(PATIENCE).await;
 }
