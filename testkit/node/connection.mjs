@@ -28,7 +28,9 @@ export function connectionOf(url) {
   }
   if (scheme === 'redis+sentinel') {
     const [name, db] = path.split('/');
-    return { sentinels: addresses(hosts, 26379), name, db: Number(db || 0), ...login, sentinelRetryStrategy: () => 200 };
+    // Without failoverDetector ioredis stays with a primary that was replaced while it lives.
+    const sentinel = { name, sentinelRetryStrategy: () => 200, failoverDetector: true };
+    return { sentinels: addresses(hosts, 26379), db: Number(db || 0), ...login, ...sentinel };
   }
   return { ...addresses(hosts, 6379)[0], db: Number(path || 0), ...login };
 }

@@ -261,25 +261,24 @@ async fn under_fail_over_by_sentinel() {
     let topology = Sentinel::start().await.unwrap();
     let fleet = Fleet::start(&topology.url()).await;
     fleet.more(200).await;
+    // Not by SENTINEL FAILOVER: between the promotion and the moment when everybody has left the old primary, that
+    // acknowledges what is lost; no client can know.
     for round in 0..if full() { 6 } else { 1 } {
         let old = topology.primary().await.unwrap();
-        match round % 3 {
-            0 => old.kill9(),
-            1 => old.sigstop().unwrap(),
-            _ => topology.fail_over().await.unwrap(),
+        for replica in topology.servers().iter().filter(|server| server.port() != old.port()) {
+            topology.follows(replica, PATIENCE).await.unwrap();
+        }
+        fleet.more(200).await;
+        let freeze = round % 2 == 1;
+        if freeze {
+            old.sigstop().unwrap()
+        } else {
+            old.kill9()
         }
         topology.primary_after(old.port()).await.unwrap();
         fleet.more(200).await;
-        match round % 3 {
-            0 => old.restart().await.unwrap(),
-            1 => old.sigcont().unwrap(),
-            _ => {}
-        }
-        if full() {
-            topology.follows(old, PATIENCE).await.unwrap();
-        }
+        if freeze { old.sigcont().unwrap() } else { old.restart().await.unwrap() }
     }
-    fleet.more(200).await;
     fleet.settle("Sentinel").await;
 }
 
