@@ -46,9 +46,8 @@ async fn connections_go_over_to_the_new_primary() {
     assert_eq!(found, new.port());
     assert!(since.elapsed() < Duration::from_secs(4), "{:?} after the fail-over", since.elapsed());
 
-    // The old one comes back, and believes for a moment that it is the primary.
+    // The old one comes back, and believes for some seconds that it is the primary.
     old.sigcont().unwrap();
-    topology.follows(old, PATIENCE).await.unwrap();
     assert_eq!(port(&Redis::open(&topology.url()).unwrap()).await.unwrap(), new.port());
 }
 

@@ -126,7 +126,10 @@ impl Fleet {
                     1 => options["priority"] = json!(1 + n % 5),
                     _ => {}
                 }
+                let asked = Instant::now();
                 let event = match queue.add("job", json!({}), options).await {
+                    // ioredis waits for a frozen primary, and takes its word when it wakes up, replaced.
+                    Ok(_) if asked.elapsed() > Duration::from_secs(1) => Event::EnqueueUnknown { id },
                     Ok(_) => {
                         acknowledged.fetch_add(1, Ordering::Relaxed);
                         Event::EnqueueAck { id }
