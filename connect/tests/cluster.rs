@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mpanel_connect::{Conn, Redis, is_broken};
 use mpanel_protocol::keys::slot;
-use mpanel_testkit::{Cluster, eventually};
+use mpanel_testkit::{Cluster, eventually, redis_server::RedisServerBuilder, tls::Authority};
 use redis::RedisResult;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,6 +129,23 @@ async fn a_slot_on_the_move_is_asked_for_on_both_sides() {
     committed.unwrap();
     let values: Vec<String> = on(&mut conn, &["MGET", &first, &second, "{a}:new"]).await.unwrap();
     assert!(values[0] == values[1] && values[2] == "1", "{values:?}");
+}
+
+#[tokio::test]
+async fn every_node_is_reached_by_tls() {
+    let authority = Authority::new().unwrap();
+    let with_tls = |node: RedisServerBuilder| {
+        node.tls(&authority).config("tls-cluster yes").config("tls-auth-clients no")
+    };
+    let cluster = Cluster::with(false, with_tls).await.unwrap();
+    let (port, ca) = (cluster.nodes()[0].tls_port().unwrap(), authority.ca());
+    let redis = Redis::open(&format!("rediss+cluster://127.0.0.1:{port}?ca={}", ca.display())).unwrap();
+    for key in ["{bull}", "{b}", "{a}"] {
+        on::<()>(&mut conn(&redis, key).await, &["SET", key, key]).await.unwrap();
+    }
+    let to = &cluster.nodes()[0];
+    cluster.move_slot(slot("{a}"), to).await.unwrap();
+    assert_eq!(on::<String>(&mut conn(&redis, "{a}").await, &["GET", "{a}"]).await.unwrap(), "{a}");
 }
 
 #[tokio::test]

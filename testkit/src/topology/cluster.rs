@@ -185,7 +185,8 @@ impl Cluster {
         let (slot, count) = (slot.to_string(), most.to_string());
         let keys: Vec<String> = ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, &count]).await?;
         if !keys.is_empty() {
-            let port = to.port().to_string();
+            // Nodes with TLS use it among each other.
+            let port = to.tls_port().unwrap_or(to.port()).to_string();
             let mut command = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
             command.extend(keys.iter().map(String::as_str));
             ask::<()>(from, &command).await?;
