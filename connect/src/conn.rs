@@ -223,6 +223,14 @@ impl Conn {
         let mut patience = Patience::new();
         loop {
             let answer = self.link.pipeline(pipe, offset, count).await;
+            // The commands may have been queued before the slot moved: then EXEC itself
+            // is refused, and all of them are forgotten.
+            let answer = answer.and_then(|answers| match answers.first() {
+                Some(Value::ServerError(error)) if refusal(&error.clone().into()).is_some() => {
+                    Err(error.clone().into())
+                }
+                _ => Ok(answers),
+            });
             let Err(error) = &answer else { return answer };
             let inner = match &self.routes {
                 Routes::Follow(inner) => inner.clone(),

@@ -84,7 +84,8 @@ impl RedisServerBuilder {
     /// [`TestkitError::Missing`] without redis-server or setpriv, [`TestkitError::Failed`] with the end of its
     /// log when it does not come up.
     pub async fn start(self) -> Result<RedisServer, TestkitError> {
-        let program = std::env::var(PROGRAM).ok().filter(|program| !program.is_empty());
+        // Valkey's program that we have is built without TLS.
+        let program = std::env::var(PROGRAM).ok().filter(|program| !program.is_empty() && self.tls.is_none());
         let binary = match program {
             _ if self.valkey => find_valkey()?,
             Some(program) if program == "valkey-server" => find_valkey()?,
