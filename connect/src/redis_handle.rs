@@ -131,7 +131,10 @@ impl Inner {
                 let mut conn = dialer.dial(node).await?;
                 Ok::<_, RedisError>(is_primary(&mut conn).await?.then_some(conn))
             };
-            match met.await {
+            // A server may freeze after it has let us in.
+            let met = tokio::time::timeout(CONNECT_TIMEOUT_OF_MANY, met).await;
+            let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time").into();
+            match met.unwrap_or_else(|_| Err(late())) {
                 Ok(Some(conn)) => {
                     *locked(home) = Some(candidate);
                     return Ok(conn);

@@ -107,7 +107,9 @@ async fn producer_worker_and_inspector_do_all_their_work() {
     worker.stop(PATIENCE).await;
 
     // Nothing was refused to producer and worker meanwhile.
-    let log: Vec<Vec<redis::Value>> = bench.ask("ACL LOG").await;
+    let mut log: Vec<Vec<redis::Value>> = bench.ask("ACL LOG").await;
+    // Sent by the redis crate, which does without; Redis 7.0 does not know it.
+    log.retain(|entry| !format!("{entry:?}").contains("object\"'), bulk-string('\"client|setinfo"));
     let seen = format!("{log:?}");
     for user in ["fleet-producer", "fleet-worker"] {
         let refused = seen.matches(user).count();
