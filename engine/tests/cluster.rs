@@ -113,13 +113,8 @@ impl Line {
         let snapshot = eventually(&format!("the end of all jobs of {}", self.base), PATIENCE, || async {
             let mut shared = redis.shared_for(&self.base).await.map_err(|e| e.to_string())?;
             let snapshot = Snapshot::read(&mut shared.conn, &self.base).await.map_err(|e| e.to_string())?;
-            let open = open_jobs(&self.journal.events().unwrap(), &snapshot);
-            let more = ["wait", "active", "delayed"].map(|state| snapshot.states[state].len());
-            if open + more.iter().sum::<usize>() == 0 {
-                Ok(snapshot)
-            } else {
-                Err(format!("{open}, {more:?}"))
-            }
+            let (lost, open) = (open_jobs(&self.journal.events().unwrap(), &snapshot), snapshot.open());
+            if lost + open == 0 { Ok(snapshot) } else { Err(format!("{lost}, {open}")) }
         })
         .await
         .unwrap();

@@ -159,7 +159,7 @@ async fn everybody_goes_over(fault: Fault) {
     println!("{fault:?}: acknowledged {acknowledged:?}, done {done:?} after the new primary answered");
     assert!(acknowledged < SOON * 2 && done < SOON * 3, "{fault:?}: {acknowledged:?}, {done:?}");
     ids.push(id);
-    // The old one comes back, and becomes a replica.
+    // The old one comes back.
     match fault {
         Fault::Killed => old.restart().await.unwrap(),
         Fault::Frozen => old.sigcont().unwrap(),
@@ -172,7 +172,7 @@ async fn everybody_goes_over(fault: Fault) {
         let mut shared = redis.shared_for("bull:q").await.map_err(|e| e.to_string())?;
         let snapshot = Snapshot::read(&mut shared.conn, "bull:q").await.map_err(|e| e.to_string())?;
         let events = journal.events().unwrap();
-        let open = open_jobs(&events, &snapshot) + snapshot.states["active"].len();
+        let open = open_jobs(&events, &snapshot) + snapshot.open();
         if open == 0 { Ok(snapshot) } else { Err(format!("{open} open: {:?}", check(&events, &snapshot))) }
     })
     .await
@@ -185,7 +185,8 @@ async fn everybody_goes_over(fault: Fault) {
     })
     .await
     .unwrap();
-    if fault == Fault::Killed {
+    // The Sentinels take ten seconds to make it one.
+    if fault == Fault::Killed && std::env::var("FLEET_TEST_TIER").is_ok_and(|tier| tier == "full") {
         topology.follows(old, PATIENCE).await.unwrap();
     }
     listener.abort();
@@ -256,7 +257,7 @@ async fn a_fail_over_in_the_middle_of_scripts() {
         let mut shared = redis.shared_for("bull:q").await.map_err(|e| e.to_string())?;
         let snapshot = Snapshot::read(&mut shared.conn, "bull:q").await.map_err(|e| e.to_string())?;
         let events = journal.events().unwrap();
-        let open = open_jobs(&events, &snapshot) + snapshot.states["active"].len();
+        let open = open_jobs(&events, &snapshot) + snapshot.open();
         if open == 0 { Ok(snapshot) } else { Err(format!("{open} open: {:?}", check(&events, &snapshot))) }
     })
     .await

@@ -171,21 +171,15 @@ impl Snapshot {
     pub async fn read(conn: &mut impl ConnectionLike, base: &str) -> Result<Self, TestkitError> {
         let failed = |error: redis::RedisError| TestkitError::failed("look at the queue", error.to_string());
         let mut snapshot = Self::default();
-        for (key, command) in [
-            ("wait", "LRANGE"),
-            ("paused", "LRANGE"),
-            ("active", "LRANGE"),
-            ("delayed", "ZRANGE"),
-            ("prioritized", "ZRANGE"),
-            ("waiting-children", "ZRANGE"),
-            ("completed", "ZRANGE"),
-            ("failed", "ZRANGE"),
-        ] {
-            let mut cmd = redis::cmd(command);
-            cmd.arg(format!("{base}:{key}")).arg(0).arg(-1);
-            let ids = cmd.query_async(conn).await.map_err(failed)?;
-            snapshot.states.insert(key.to_owned(), ids);
+        // At one moment: a job on its way must not be seen twice.
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        for state in STATES {
+            let command = if LISTS.contains(&state) { "LRANGE" } else { "ZRANGE" };
+            pipe.cmd(command).arg(format!("{base}:{state}")).arg(0).arg(-1);
         }
+        let ids: Vec<Vec<String>> = pipe.query_async(conn).await.map_err(failed)?;
+        snapshot.states.extend(STATES.iter().map(|state| (*state).to_owned()).zip(ids));
         let ids: BTreeSet<&String> = snapshot.states.values().flatten().collect();
         let ids: Vec<&String> = ids.into_iter().collect();
         for chunk in ids.chunks(500) {
@@ -206,6 +200,13 @@ impl Snapshot {
             .filter_map(|(_, mut fields)| Some((fields.remove("event")?, fields.remove("jobId")?)))
             .collect();
         Ok(snapshot)
+    }
+
+    /// How many jobs have not ended.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        let open = self.states.iter().filter(|(state, _)| !TERMINAL.contains(&state.as_str()));
+        open.map(|(_, ids)| ids.len()).sum()
     }
 
     fn of(&self, state: &str) -> impl Iterator<Item = &String> {
@@ -280,6 +281,9 @@ pub fn check(history: &[Event], snapshot: &Snapshot) -> Vec<Violation> {
     violations
 }
 
+const LISTS: [&str; 3] = ["wait", "paused", "active"];
+const STATES: [&str; 8] =
+    ["wait", "paused", "active", "delayed", "prioritized", "waiting-children", "completed", "failed"];
 const TERMINAL: [&str; 2] = ["completed", "failed"];
 const IN_LINE: [&str; 4] = ["waiting", "delayed", "prioritized", "waiting-children"];
 

@@ -211,10 +211,7 @@ impl Fleet {
         let snapshot = eventually("the end of all jobs", PATIENCE, || async {
             let events = self.journal.events().map_err(|e| e.to_string())?;
             let snapshot = self.snapshot().await?;
-            let open: usize = ["wait", "paused", "active", "delayed", "prioritized"]
-                .into_iter()
-                .map(|state| snapshot.states[state].len())
-                .sum();
+            let open = snapshot.open();
             let lost = open_jobs(&events, &snapshot);
             if open == 0 && lost == 0 && snapshot.locked.is_empty() {
                 Ok(snapshot)
