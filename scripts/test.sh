@@ -29,7 +29,11 @@ run_unit() {
 
 # Programs under test are built first: tests start them by path.
 run_integration() {
-  cargo build --workspace --locked --bins && cargo test --workspace --locked --no-fail-fast --test '*'
+  cargo build --workspace --locked --bins && cargo test --workspace --locked --no-fail-fast --test '*' || return 1
+  if [ "$FLEET_TEST_TIER" = full ]; then
+    # The same servers as Valkey.
+    FLEET_REDIS_SERVER=valkey-server cargo test -p mpanel-connect -p mpanel-engine --locked --no-fail-fast --test '*'
+  fi
 }
 
 run_conformance() {

@@ -3,7 +3,7 @@
 
 use std::ops::Sub;
 
-use redis::aio::MultiplexedConnection;
+use mpanel_connect::Conn;
 use serde::Serialize;
 
 /// SLOWLOG notes scripts above this, µs (decision 24: no script over 5 ms).
@@ -49,7 +49,7 @@ pub struct ServerCost {
 /// Measures one run on a server of its own.
 #[derive(Debug)]
 pub struct Meter {
-    conn: MultiplexedConnection,
+    conn: Conn,
     before: Counters,
 }
 
@@ -58,7 +58,7 @@ impl Meter {
     ///
     /// # Errors
     /// Those of Redis.
-    pub async fn new(mut conn: MultiplexedConnection) -> redis::RedisResult<Self> {
+    pub async fn new(mut conn: Conn) -> redis::RedisResult<Self> {
         for (name, value) in [("slowlog-log-slower-than", SLOW_MICROS), ("slowlog-max-len", 4096)] {
             redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(&mut conn).await?;
         }
@@ -104,7 +104,7 @@ impl Meter {
     }
 
     /// The connection, for checks between runs.
-    pub fn conn(&mut self) -> &mut MultiplexedConnection {
+    pub fn conn(&mut self) -> &mut Conn {
         &mut self.conn
     }
 

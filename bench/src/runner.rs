@@ -1,7 +1,7 @@
 //! Runs every case on both sides in turn, on one server, and checks what each
 //! run leaves.
 
-use redis::aio::MultiplexedConnection;
+use mpanel_connect::Conn;
 use serde::Serialize;
 
 use crate::{
@@ -110,7 +110,7 @@ async fn run_one(
 }
 
 /// What is left must be what the case leaves; a fast run that lost jobs is no result.
-async fn check(case: &Case, answer: &Answer, conn: &mut MultiplexedConnection) -> Result<(), BoxError> {
+async fn check(case: &Case, answer: &Answer, conn: &mut Conn) -> Result<(), BoxError> {
     if answer.n != case.n {
         return Err(format!("{} jobs instead of {}", answer.n, case.n).into());
     }

@@ -13,6 +13,7 @@ use mpanel_protocol::{
     keys::QueueKeys,
     peer::Peer,
     schedule::Zone,
+    script::ScriptError,
     seal::Keyring,
     time::{Clock, TimestampMs},
 };
@@ -85,6 +86,22 @@ pub enum EngineError {
     /// A setting cannot be used.
     #[error("{0}")]
     Setting(String),
+    /// The Redis user lacks permissions that a worker needs.
+    #[error(
+        "the Redis user may not serve queue {queue}: {why}; a worker needs its commands on the keys `{keys}:*`, \
+         see docs/guide/topologies.md for the ACL; no job was taken"
+    )]
+    Forbidden {
+        /// The queue.
+        queue: QueueName,
+        /// What its keys begin with.
+        keys: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A call to Redis failed.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
     /// The renewal thread could not be started.
     #[error("the lock renewal thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -152,6 +169,13 @@ impl EngineBuilder {
     /// [`EngineError::Connect`] when waiting does not help.
     pub async fn connect(self) -> Result<Engine, EngineError> {
         self.redis.wait_until_up().await?;
+        if !self.prefix.has_hash_tag() && self.redis.is_cluster().await? {
+            return Err(EngineError::Setting(format!(
+                "in a Redis Cluster the prefix `{0}` needs a hash tag, so that all keys of a queue are on one node: \
+                 use `{{{0}}}` (such as `{{bull}}`) here and in every Node producer and worker of these queues",
+                self.prefix
+            )));
+        }
         let clock: Arc<dyn Clock> = match self.clock {
             Some(clock) => clock,
             None => {

@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mpanel_connect::{ConnectError, Redis};
+use mpanel_connect::{Conn, ConnectError, Redis};
 use mpanel_protocol::{
     calls::finish::{FINISHES_PER_CALL, Finish, Transition, finish_jobs},
     ids::{JobId, LockToken},
     script::ScriptError,
 };
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::RedisError;
 
 use crate::worker::Shared;
 
@@ -77,11 +77,7 @@ async fn look(shared: &Shared, token: &LockToken) -> Result<Vec<JobId>, GiveBack
     outcome
 }
 
-async fn look_with(
-    shared: &Shared,
-    token: &LockToken,
-    conn: &mut MultiplexedConnection,
-) -> Result<Vec<JobId>, GiveBackError> {
+async fn look_with(shared: &Shared, token: &LockToken, conn: &mut Conn) -> Result<Vec<JobId>, GiveBackError> {
     let keys = &shared.keys;
     let active: Vec<String> =
         redis::cmd("LRANGE").arg(keys.active()).arg(0).arg(-1).query_async(conn).await?;

@@ -1,6 +1,7 @@
-//! Lock renewal for every active job of the process, on a thread and a connection
-//! of its own: a handler that hogs the runtime does not lose its lock. For the same
-//! reason time limits are watched here: a runtime that has a thread left is woken.
+//! Lock renewal for every active job of the process, on a thread of its own with a
+//! connection to each server that has locks of ours: a handler that hogs the runtime
+//! does not lose its lock, and a Cluster node that hangs delays no other's. For the same reason
+//! time limits are watched here: a runtime that has a thread left is woken.
 //!
 //! A job whose lock is lost, or could not be renewed until it surely expired, is
 //! cancelled at once.
@@ -14,13 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mpanel_connect::Redis;
+use mpanel_connect::{Conn, Place, Redis};
 use mpanel_protocol::{
     calls::locks::{LOCKS_PER_CALL, extend_locks},
     ids::{JobId, LockToken},
     keys::QueueKeys,
 };
-use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
 
 use crate::cancellation::{CancelCause, Cancellation};
@@ -245,8 +245,12 @@ impl LockRing {
     }
 }
 
+/// The connections of the thread; one is taken out while it is used, so that one
+/// whose answer did not come is not used again.
+type Conns = Arc<Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Option<Conn>>>>>>;
+
 async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
-    let mut conn: Option<MultiplexedConnection> = None;
+    let conns = Conns::default();
     loop {
         let (due, changed) = match keeper.upgrade() {
             None => return,
@@ -263,20 +267,26 @@ async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
         let _ = tokio::time::timeout(pause, changed.changed.notified()).await;
         let now = Instant::now();
         changed.end_overdue(now);
-        for DueRing { ring, keys, lock, held } in changed.take_due(now) {
-            for chunk in held.chunks(LOCKS_PER_CALL) {
-                // A frozen server is given up before the locks have expired.
-                let patience = RENEWAL_TIMEOUT.min(lock / 2);
-                let renewal = renew(&redis, &mut conn, &keys, lock, chunk);
-                let renewed = tokio::time::timeout(patience, renewal).await;
-                match renewed.unwrap_or_else(|_| Err(format!("no answer within {patience:?}"))) {
-                    Ok(lost) => changed.renewed(ring, chunk, &lost, now),
-                    Err(error) => {
-                        tracing::warn!(queue = %keys.queue(), error, "locks could not be renewed");
-                        conn = None;
-                        changed.not_renewed(ring, Instant::now());
-                    }
-                }
+        for ring in changed.take_due(now) {
+            // Each by itself: they end by their patience, before the ring is due again.
+            tokio::spawn(renew_ring(keeper.clone(), redis.clone(), conns.clone(), ring));
+        }
+    }
+}
+
+async fn renew_ring(keeper: Weak<LockKeeper>, redis: Redis, conns: Conns, due: DueRing) {
+    let DueRing { ring, keys, lock, held } = due;
+    for chunk in held.chunks(LOCKS_PER_CALL) {
+        // A frozen server is given up before the locks have expired.
+        let patience = RENEWAL_TIMEOUT.min(lock / 2);
+        let asked_at = Instant::now();
+        let renewed = tokio::time::timeout(patience, renew(&redis, &conns, &keys, lock, chunk)).await;
+        let Some(keeper) = keeper.upgrade() else { return };
+        match renewed.unwrap_or_else(|_| Err(format!("no answer within {patience:?}"))) {
+            Ok(lost) => keeper.renewed(ring, chunk, &lost, asked_at),
+            Err(error) => {
+                tracing::warn!(queue = %keys.queue(), error, "locks could not be renewed");
+                keeper.not_renewed(ring, Instant::now());
             }
         }
     }
@@ -284,17 +294,22 @@ async fn renew_for_ever(keeper: Weak<LockKeeper>, redis: Redis) {
 
 async fn renew(
     redis: &Redis,
-    slot: &mut Option<MultiplexedConnection>,
+    conns: &Conns,
     keys: &QueueKeys,
     lock: Duration,
     held: &[(JobId, LockToken)],
 ) -> Result<Vec<JobId>, String> {
-    let conn = match slot {
+    let place = redis.place_of(keys.meta()).await.map_err(|e| e.to_string())?;
+    let slot = conns.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default().clone();
+    let mut slot = slot.lock().await;
+    let mut conn = match slot.take() {
         Some(conn) => conn,
         None => {
             let fresh = redis.dedicated(keys.meta(), None, RENEWAL_TIMEOUT).await;
-            slot.insert(fresh.map_err(|e| e.to_string())?)
+            fresh.map_err(|e| e.to_string())?
         }
     };
-    extend_locks(conn, keys, lock, held).await.map_err(|e| e.to_string())
+    let lost = extend_locks(&mut conn, keys, lock, held).await.map_err(|e| e.to_string())?;
+    *slot = Some(conn);
+    Ok(lost)
 }

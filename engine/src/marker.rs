@@ -12,9 +12,8 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use mpanel_connect::Redis;
+use mpanel_connect::{Conn, Redis};
 use mpanel_protocol::{ids::Prefix, keys::QueueKeys, time::TimestampMs};
-use redis::aio::MultiplexedConnection;
 use tokio::{sync::mpsc, task::AbortHandle};
 
 /// Longest block; BullMQ's drainDelay.
@@ -106,7 +105,7 @@ async fn wait_for_markers(
     mut requests: mpsc::Receiver<Duration>,
     wakes: mpsc::Sender<Wake>,
 ) {
-    let mut conn: Option<MultiplexedConnection> = None;
+    let mut conn: Option<Conn> = None;
     let mut pause = PAUSE_MIN;
     while let Some(longest) = requests.recv().await {
         let block = longest.clamp(BLOCK_MIN, BLOCK_MAX);
@@ -116,11 +115,19 @@ async fn wait_for_markers(
                 wake
             }
             Err(error) => {
-                tracing::debug!(
-                    key = listener.key,
-                    error,
-                    "waiting for work failed; the connection is replaced"
-                );
+                if error.contains("no permissions") {
+                    tracing::error!(
+                        key = listener.key,
+                        error,
+                        "the Redis user may not wait for work; the queue is polled instead"
+                    );
+                } else {
+                    tracing::debug!(
+                        key = listener.key,
+                        error,
+                        "waiting for work failed; the connection is replaced"
+                    );
+                }
                 conn = None;
                 listener.client.store(0, Ordering::Relaxed);
                 tokio::time::sleep(pause).await;
@@ -135,7 +142,7 @@ async fn wait_for_markers(
 }
 
 impl Listener {
-    async fn pop(&self, slot: &mut Option<MultiplexedConnection>, block: Duration) -> Result<Wake, String> {
+    async fn pop(&self, slot: &mut Option<Conn>, block: Duration) -> Result<Wake, String> {
         let conn = match slot {
             Some(conn) => conn,
             None => slot.insert(self.connect().await?),
@@ -152,7 +159,7 @@ impl Listener {
         Ok(wake)
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, String> {
+    async fn connect(&self) -> Result<Conn, String> {
         let fresh = self.redis.dedicated(&self.key, Some(&self.client_name), BLOCK_MAX + GRACE).await;
         let mut conn = fresh.map_err(|e| e.to_string())?;
         // Only a stop needs it; without the permission it does without.

@@ -31,10 +31,12 @@ use tokio::{
 
 use crate::{
     cancellation::Cancellation,
+    engine::EngineError,
     exchange::{exchange, is_transient},
     executor::{Done, run_attempt},
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
+    permissions,
     worker::{Control, Shared, WorkerStats},
 };
 
@@ -117,6 +119,7 @@ impl Pump {
     /// did not finish.
     pub(crate) async fn run(mut self) -> usize {
         let worker_id = uuid::Uuid::new_v4();
+        self.permitted().await;
         loop {
             self.gather();
             let stopping = self.shared.stop.is_cancelled();
@@ -150,6 +153,34 @@ impl Pump {
         .await;
         self.shared.locks.close();
         self.running.len()
+    }
+
+    /// Waits until the Redis user may do what we do, or the worker is stopped.
+    async fn permitted(&self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let retry = match permissions::check(&self.shared.engine, &self.shared.keys).await {
+                Ok(()) => return,
+                Err(error @ EngineError::Forbidden { .. }) => {
+                    tracing::error!(%error, "asking again until it is granted");
+                    CORRUPT_PAUSE
+                }
+                Err(EngineError::Script(error)) if !is_transient(&error) => {
+                    tracing::warn!(%error, "permissions could not be checked; going on");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "permissions could not be checked; trying again");
+                    pause = (pause * 2).min(PAUSE_MAX);
+                    pause
+                }
+            };
+            // cancel-safe: both branches only wait.
+            tokio::select! {
+                () = self.shared.stop.cancelled() => return,
+                () = tokio::time::sleep(retry) => {}
+            }
+        }
     }
 
     /// Nothing may be taken from the marker on our behalf any more, and what was

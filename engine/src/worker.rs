@@ -16,6 +16,7 @@ use crate::{
     marker::{Waiter, client_name},
     middleware::Middleware,
     outcome::{BackoffStrategy, OutcomePolicy},
+    permissions,
     pump::Pump,
     rescuer::rescue_for_ever,
     router::Router,
@@ -220,6 +221,19 @@ impl WorkerBuilder {
     pub fn size_limit(mut self, bytes: usize) -> Self {
         self.size_limit = bytes;
         self
+    }
+
+    /// Asks whether the Redis user may do what the worker does. A started worker asks
+    /// too, and takes no job until it may.
+    ///
+    /// # Errors
+    /// [`EngineError::Forbidden`] with what is missing; [`EngineError::Connect`] and
+    /// [`EngineError::Script`] when it cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn check_permissions(&self) -> Result<(), EngineError> {
+        permissions::check(&self.engine, &self.keys).await
     }
 
     /// Starts the worker.

@@ -4,10 +4,14 @@
 //! Callers who ask for replicas have a batcher and a connection of their own:
 //! WAIT blocks the connection it is sent over, and nobody else shall wait.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
-use mpanel_connect::{Redis, Shared, is_broken};
+use mpanel_connect::{Conn, Redis, Shared, is_broken};
 use mpanel_protocol::{
     calls::add::{Added, JOBS_PER_CALL, NewJob, add_jobs, fit_in_call},
     keys::QueueKeys,
@@ -15,12 +19,13 @@ use mpanel_protocol::{
     script::ScriptError,
     time::TimestampMs,
 };
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::RedisError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     durability::{Durability, Replication},
     error::EnqueueError,
+    producer::{Producer, permitted},
     rules::Rules,
 };
 
@@ -61,7 +66,7 @@ struct Known {
 /// The connection that a batch travels over.
 #[derive(Clone)]
 struct Link {
-    conn: MultiplexedConnection,
+    conn: Conn,
     /// Absent for a connection of one's own.
     shared: Option<Shared>,
 }
@@ -73,13 +78,16 @@ pub(crate) struct Batcher {
     pub(crate) peer: Peer,
     pub(crate) rules: Rules,
     pub(crate) lane: Lane,
+    pub(crate) permitted: Arc<Mutex<HashSet<String>>>,
     known: Known,
-    own: Option<MultiplexedConnection>,
+    own: Option<Conn>,
 }
 
 impl Batcher {
-    pub(crate) fn new(redis: Redis, keys: QueueKeys, peer: Peer, rules: Rules, lane: Lane) -> Self {
-        Self { redis, keys, peer, rules, lane, known: Known::default(), own: None }
+    pub(crate) fn new(redis: Redis, keys: QueueKeys, producer: &Producer, lane: Lane) -> Self {
+        let Producer { peer, rules, permitted, .. } = producer;
+        let (peer, rules, permitted) = (*peer, rules.clone(), permitted.clone());
+        Self { redis, keys, peer, rules, lane, permitted, known: Known::default(), own: None }
     }
 
     /// Serves callers until the last handle is gone.
@@ -126,9 +134,11 @@ impl Batcher {
     pub(crate) async fn store(&mut self, jobs: &[NewJob]) -> Result<Reply, EnqueueError> {
         let link = self.link().await?;
         if !self.known.introduced {
-            if let Err(error) = introduce(&self.keys, &mut link.conn.clone()).await {
-                self.report(&link, &error).await;
-                return Err(EnqueueError::Refused(error.to_string()));
+            if let Err(error) = self.introduce(&link).await {
+                if let Some(source) = error.redis() {
+                    self.report(&link, source).await;
+                }
+                return Err(EnqueueError::before_sending(&error));
             }
             self.known.introduced = true;
         }
@@ -176,6 +186,13 @@ impl Batcher {
         Ok((results, replication))
     }
 
+    /// Asks for our permissions, and leaves in `meta` what BullMQ's Queue leaves.
+    async fn introduce(&self, link: &Link) -> Result<(), ScriptError> {
+        let mut conn = link.conn.clone();
+        permitted(&self.permitted, &mut conn, &self.keys).await?;
+        introduce(&self.keys, &mut conn).await.map_err(|source| ScriptError::Redis { script: "meta", source })
+    }
+
     async fn send(
         &self,
         link: &Link,
@@ -212,7 +229,7 @@ impl Batcher {
 }
 
 /// Leaves what BullMQ's Queue leaves in `meta`, without taking anything over.
-async fn introduce(keys: &QueueKeys, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+async fn introduce(keys: &QueueKeys, conn: &mut Conn) -> redis::RedisResult<()> {
     redis::pipe()
         .hset_nx(keys.meta(), "opts.maxLenEvents", 10_000)
         .ignore()

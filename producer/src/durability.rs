@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use mpanel_connect::Conn;
 
 use crate::{enqueued::Enqueued, error::EnqueueError};
 
@@ -54,7 +54,7 @@ pub(crate) struct Replication {
 impl Replication {
     /// Waits for the replicas of what was written over `conn`. Blocks the
     /// connection: it must be one of its own.
-    pub(crate) async fn wait(conn: &mut MultiplexedConnection, wanted: u32, within: Duration) -> Self {
+    pub(crate) async fn wait(conn: &mut Conn, wanted: u32, within: Duration) -> Self {
         let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1);
         let answer = redis::cmd("WAIT").arg(wanted).arg(ms).query_async::<u32>(conn).await;
         let (got, trouble) = match answer {

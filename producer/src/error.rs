@@ -89,6 +89,13 @@ pub enum EnqueueError {
     /// Redis refused the call; nothing was stored.
     #[error("Redis refused the job, nothing was stored: {0}")]
     Refused(String),
+    /// The Redis user lacks permissions that enqueueing needs. Trying again does not
+    /// help; nothing was stored.
+    #[error(
+        "the Redis user may not enqueue here: {0}; a producer needs its commands on the queue's keys, \
+         see docs/guide/topologies.md for the ACL; nothing was stored"
+    )]
+    Forbidden(String),
     /// The script refused the job; nothing was stored.
     #[error("the job was refused, nothing was stored: {0}")]
     Rejected(Refusal),
@@ -141,19 +148,40 @@ impl EnqueueError {
             | Self::Circular { .. }
             | Self::AcrossSlots { .. }
             | Self::Rejected(_)
+            | Self::Forbidden(_)
             | Self::NotReplicated { .. }
             | Self::Broken(_)
             | Self::Closed => false,
         }
     }
 
+    /// Whether surely nothing was stored: it can be enqueued again also without an id
+    /// of its own.
+    #[must_use]
+    pub fn is_not_stored(&self) -> bool {
+        !matches!(self, Self::Unknown(_) | Self::Broken(_) | Self::NotReplicated { .. } | Self::Closed)
+    }
+
     pub(crate) fn option(option: &'static str, why: impl Into<String>) -> Self {
         Self::Option { option, why: why.into() }
+    }
+
+    /// Of a call that was made before the job was sent, whatever became of that call.
+    pub(crate) fn before_sending(error: &ScriptError) -> Self {
+        let parts = error.redis().and_then(|source| source.clone().into_server_errors());
+        if parts.is_some_and(|all| all.iter().any(|(_, one)| one.code() == "NOPERM")) {
+            return Self::Forbidden(error.to_string());
+        }
+        Self::Refused(error.to_string())
     }
 
     pub(crate) fn from_script(error: &ScriptError) -> Self {
         match error {
             ScriptError::Encoding(why) => Self::Payload(why.clone()),
+            // Refused before it ran; within a script it has another code.
+            ScriptError::Redis { source, .. } if source.code() == Some("NOPERM") => {
+                Self::Forbidden(source.to_string())
+            }
             _ if error.is_not_done() => Self::Refused(error.to_string()),
             ScriptError::Redis { source, .. } if is_broken(source) || source.code().is_none() => {
                 Self::Unknown(error.to_string())

@@ -6,7 +6,7 @@ use std::{
     fmt,
 };
 
-use mpanel_connect::Redis;
+use mpanel_connect::{Conn, Redis};
 use mpanel_protocol::{
     calls::{
         add::Added,
@@ -18,7 +18,6 @@ use mpanel_protocol::{
     peer::Peer,
     script::ScriptError,
 };
-use redis::aio::MultiplexedConnection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -28,7 +27,7 @@ use crate::{
     enqueued::Enqueued,
     error::EnqueueError,
     options::{ChildFailure, EnqueueOptions},
-    producer::{Backend, Producer},
+    producer::{Backend, Producer, permitted},
     rules::{Rules, random_id},
 };
 
@@ -259,6 +258,14 @@ impl Producer {
     ) -> Result<(Vec<Added>, Option<Replication>), EnqueueError> {
         let key = parts[0].keys.meta();
         let lost = |error: &ScriptError| EnqueueError::from_script(error);
+        let mut first = redis.shared_for(key).await?;
+        if let Err(error) = permitted(&self.permitted, &mut first.conn, &parts[0].keys).await {
+            if let Some(source) = error.redis() {
+                redis.report(&first, source).await;
+            }
+            // Nothing of the flow was sent.
+            return Err(EnqueueError::before_sending(&error));
+        }
         let now = self.rules.clock.now();
         if let Durability::Replicated { replicas, within } = self.lane.durability {
             let mut conn = redis.dedicated(key, None, within.saturating_add(RESPONSE)).await?;
@@ -280,11 +287,7 @@ impl Producer {
     }
 
     /// Refuses a flow when one of its queues has reached the producer's limit.
-    async fn look_for_room(
-        &self,
-        conn: &mut MultiplexedConnection,
-        parts: &[FlowPart],
-    ) -> Result<(), EnqueueError> {
+    async fn look_for_room(&self, conn: &mut Conn, parts: &[FlowPart]) -> Result<(), EnqueueError> {
         let Some(limit) = self.lane.max_waiting else { return Ok(()) };
         let mut queues: Vec<&QueueKeys> = Vec::new();
         for part in parts.iter().filter(|part| !part.job.waits_for_children) {

@@ -1,13 +1,20 @@
 //! [`Producer`]: where jobs go, and what holds for all of them.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use mpanel_connect::{Redis, ServerClock};
-use mpanel_protocol::{ids::Prefix, keys::QueueKeys, peer::Peer, seal::Keyring, time::Clock};
-use redis::aio::MultiplexedConnection;
+use mpanel_connect::{Conn, Redis, ServerClock};
+use mpanel_protocol::{
+    calls::permissions::{Role, refused_commands},
+    ids::Prefix,
+    keys::QueueKeys,
+    peer::Peer,
+    script::ScriptError,
+    seal::Keyring,
+    time::Clock,
+};
 
 use crate::{
     batch::Lane,
@@ -25,6 +32,8 @@ pub struct Producer {
     pub(crate) peer: Peer,
     pub(crate) rules: Rules,
     pub(crate) lane: Lane,
+    /// Queues, with prefix, on which the Redis user is known to have its permissions.
+    pub(crate) permitted: Arc<Mutex<HashSet<String>>>,
     /// Handles for [`Producer::enqueue_kind`], so that its calls travel together.
     pub(crate) handles: Arc<Mutex<HashMap<&'static str, QueueProducer>>>,
 }
@@ -124,9 +133,12 @@ impl ProducerBuilder {
         self.lane.durability.check()?;
         self.redis.check().await?;
         let mut shared = self.redis.shared().await?;
-        let cluster = in_cluster(&mut shared.conn).await;
+        let cluster = self.redis.is_cluster().await?;
         if cluster && !self.prefix.has_hash_tag() {
-            let why = format!("in a Redis Cluster it needs a hash tag, such as {{{}}}", self.prefix);
+            let why = format!(
+                "in a Redis Cluster it needs a hash tag, so that all keys of a queue are on one node: use {{{}}} (such as {{bull}})",
+                self.prefix
+            );
             return Err(EnqueueError::option("prefix", why));
         }
         let clock = match self.clock {
@@ -152,16 +164,31 @@ impl ProducerBuilder {
                 cluster,
             },
             lane: self.lane,
+            permitted: Arc::default(),
             handles: Arc::default(),
         })
     }
 }
 
-/// Whether the server is part of a Cluster; one that does not say so is not.
-async fn in_cluster(conn: &mut MultiplexedConnection) -> bool {
-    let hello: Result<HashMap<String, redis::Value>, _> = redis::cmd("HELLO").query_async(conn).await;
-    let mode = hello.ok().and_then(|mut hello| hello.remove("mode"));
-    mode.and_then(|mode| redis::from_redis_value::<String>(mode).ok()).is_some_and(|mode| mode == "cluster")
+/// Asks once for each queue whether the Redis user may do what a producer does: a
+/// script that is refused a command half way leaves half a job.
+pub(crate) async fn permitted(
+    known: &Mutex<HashSet<String>>,
+    conn: &mut Conn,
+    keys: &QueueKeys,
+) -> Result<(), ScriptError> {
+    let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
+    if known().contains(keys.qualified_name()) {
+        return Ok(());
+    }
+    let refused = refused_commands(conn, keys, Role::Producer).await?;
+    if refused.is_empty() {
+        known().insert(keys.qualified_name().to_owned());
+        return Ok(());
+    }
+    let why = format!("it may not run {} on `{}:*`", refused.join(", "), keys.qualified_name());
+    let error = redis::make_extension_error("NOPERM".to_owned(), Some(why));
+    Err(ScriptError::Redis { script: "checkPermissions", source: error })
 }
 
 impl Producer {

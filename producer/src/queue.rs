@@ -307,8 +307,7 @@ impl QueueProducer {
         match &producer.backend {
             Backend::Redis(redis) => {
                 let keys = producer.keys(queue);
-                let batcher =
-                    Batcher::new(redis.clone(), keys, producer.peer, producer.rules.clone(), self.lane);
+                let batcher = Batcher::new(redis.clone(), keys, producer, self.lane);
                 tokio::spawn(batcher.run(outbox));
             }
             Backend::Recorder(recorder) => {

@@ -1,6 +1,6 @@
 //! [`Schedules`]: job schedulers of a queue, and the repeatables of 5.x.
 
-use mpanel_connect::local_zone;
+use mpanel_connect::{Conn, local_zone};
 use mpanel_protocol::{
     calls::schedule::{self, Page, ScheduleOpError, Template},
     keys::QueueKeys,
@@ -11,7 +11,6 @@ use mpanel_protocol::{
     },
     script::ScriptError,
 };
-use redis::aio::MultiplexedConnection;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -21,7 +20,7 @@ use crate::{
     enqueued::Enqueued,
     error::EnqueueError,
     options::EnqueueOptions,
-    producer::{Backend, Producer},
+    producer::{Backend, Producer, permitted},
     rules::validate,
 };
 
@@ -285,12 +284,18 @@ impl Schedules {
 
     async fn on_redis<T>(
         &self,
-        call: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, ScriptError>,
+        call: impl AsyncFnOnce(&mut Conn) -> Result<T, ScriptError>,
     ) -> Result<T, EnqueueError> {
         let Backend::Redis(redis) = &self.producer.backend else {
             return Err(EnqueueError::Refused("a recording producer keeps no schedules".to_owned()));
         };
         let mut shared = redis.shared_for(self.keys.meta()).await?;
+        if let Err(error) = permitted(&self.producer.permitted, &mut shared.conn, &self.keys).await {
+            if let Some(source) = error.redis() {
+                redis.report(&shared, source).await;
+            }
+            return Err(EnqueueError::before_sending(&error));
+        }
         match call(&mut shared.conn).await {
             Ok(value) => Ok(value),
             Err(error) => {
@@ -304,7 +309,7 @@ impl Schedules {
 
     async fn reading<T>(
         &self,
-        call: impl AsyncFnOnce(&mut MultiplexedConnection) -> redis::RedisResult<T>,
+        call: impl AsyncFnOnce(&mut Conn) -> redis::RedisResult<T>,
     ) -> Result<T, EnqueueError> {
         self.on_redis(async |conn| {
             call(conn).await.map_err(|source| ScriptError::Redis { script: "read schedulers", source })

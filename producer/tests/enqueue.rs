@@ -181,7 +181,8 @@ async fn a_bulk_of_large_payloads_is_cut_into_calls_and_keeps_its_order() {
     let before = script_calls(&mut conn).await;
     let results = queue.enqueue_bulk((0..40).map(|_| BulkJob::new("a", &large))).await.unwrap();
     let calls = script_calls(&mut conn).await - before;
-    assert!((10..=16).contains(&calls), "{calls} calls");
+    // Two of them are the look at our permissions.
+    assert!((12..=18).contains(&calls), "{calls} calls");
     let ids: Vec<String> = results.iter().map(|r| r.id().to_string()).collect();
     assert_eq!(ids, (1..=40).map(|n| n.to_string()).collect::<Vec<_>>());
 }

@@ -2,7 +2,11 @@
 //! server does not know it yet.
 //!
 //! A script is its own file after the shared fragments it names. Every call has
-//! one key (the queue's `meta`, which routes it in a Cluster) and one argument.
+//! one argument and two keys: the queue's `meta`, which routes it in a Cluster, and
+//! a key that never exists. While a Cluster moves the slot to another node the keys
+//! of a queue are on both for a time; Redis then refuses a call that names a missing
+//! key whole (TRYAGAIN), where otherwise it would break the script off at the first
+//! key that is on the other side, with what it had written left behind.
 
 use std::sync::LazyLock;
 
@@ -77,6 +81,11 @@ impl ScriptError {
     }
 }
 
+/// A key beside `meta` that never exists. No job can have it: ids have no colon.
+pub(crate) fn absent(meta_key: &str) -> String {
+    format!("{meta_key}:absent")
+}
+
 /// One script: name, text, SHA.
 #[derive(Debug)]
 pub struct Script {
@@ -112,7 +121,7 @@ impl Script {
         } else {
             pipe.cmd("EVALSHA").arg(self.inner.get_hash());
         }
-        pipe.arg(1).arg(meta_key).arg(argument);
+        pipe.arg(2).arg(meta_key).arg(absent(meta_key)).arg(argument);
     }
 
     /// Calls the script.
@@ -125,9 +134,10 @@ impl Script {
         meta_key: &str,
         argument: &[u8],
     ) -> Result<T, ScriptError> {
+        let absent = absent(meta_key);
         let by = |command, script: &str| {
             let mut cmd = redis::cmd(command);
-            cmd.arg(script).arg(1).arg(meta_key).arg(argument);
+            cmd.arg(script).arg(2).arg(meta_key).arg(&absent).arg(argument);
             cmd
         };
         let outcome = match by("EVALSHA", self.inner.get_hash()).query_async(conn).await {
@@ -213,6 +223,8 @@ scripts! {
     JOB_STATE = "jobState" ["queue"];
     /// `lua/removeOrphans.lua`
     REMOVE_ORPHANS = "removeOrphans" ["queue"];
+    /// `lua/checkPermissions.lua`
+    CHECK_PERMISSIONS = "checkPermissions" ["queue"];
     /// `lua/freeDedup.lua`
     FREE_DEDUP = "freeDedup" ["queue"];
 }

@@ -2,12 +2,12 @@
 // Queues, QueueEvents and mPanel's producer are opened on first use and kept until `closeAll`.
 import { createRequire } from 'node:module';
 import { Gates, processor } from './behaviour.mjs';
+import { plainConnection } from './connection.mjs';
 import { Journal } from './journal.mjs';
 import { openMpanelQueues } from './mpanel-queues.mjs';
 import { inSpan, spans, telemetry } from './telemetry.mjs';
 
 const require = createRequire(import.meta.url);
-const Redis = require('ioredis');
 export const VERSIONS = ['bullmq-5.28', 'bullmq-5', 'bullmq-6'];
 
 /** What a test may want to know of a job, under BullMQ's own names. */
@@ -56,7 +56,7 @@ export function operations(connection) {
   };
   // Starts from the stream's end as it is now, so that nothing added after the answer is missed.
   const eventsOf = r => once(events, key(r), async () => {
-    raw ??= new Redis(connection);
+    raw ??= plainConnection(connection);
     const [last] = await raw.xrevrange(`${r.prefix ?? 'bull'}:${r.queue}:events`, '+', '-', 'COUNT', 1);
     const opened = quiet(`events ${r.queue}`, new (lib(r).QueueEvents)(r.queue, { ...settings(r), lastEventId: last?.[0] ?? '0-0' }));
     const journal = new Journal(), emit = opened.emit.bind(opened);
@@ -176,7 +176,7 @@ export function operations(connection) {
         map.clear();
       }
       workers.clear();
-      raw?.disconnect();
+      if (raw !== connection) raw?.disconnect();
       raw = undefined;
       return null;
     },

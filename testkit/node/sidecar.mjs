@@ -1,19 +1,12 @@
 // Side-car of the testkit: drives the real npm bullmq, one JSON line per request and per answer.
-//   node sidecar.mjs REDIS_URL
+//   node sidecar.mjs REDIS_URL          (redis://, redis+sentinel://, redis+cluster://)
 //   request {id, op, version?, ...}   answer {id, ok} or {id, error: {name, message, code?}}
 // Requests run side by side; answers come as they finish. The end of stdin ends the process.
 import { createInterface } from 'node:readline';
+import { connectionOf } from './connection.mjs';
 import { operations } from './ops.mjs';
 
-const url = new URL(process.argv[2] ?? 'redis://127.0.0.1:6379/0');
-const ops = operations({
-  host: url.hostname,
-  port: Number(url.port || 6379),
-  db: Number(url.pathname.slice(1) || 0),
-  ...(url.username ? { username: decodeURIComponent(url.username) } : {}),
-  ...(url.password ? { password: decodeURIComponent(url.password) } : {}),
-  maxRetriesPerRequest: null,
-});
+const ops = operations(connectionOf(process.argv[2] ?? 'redis://127.0.0.1:6379/0'));
 
 const answer = line => process.stdout.write(JSON.stringify(line) + '\n');
 

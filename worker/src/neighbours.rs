@@ -5,7 +5,8 @@
 //! else waits on the queue provisions beside us.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use redis::{RedisResult, aio::ConnectionLike};
+use mpanel_connect::Shared;
+use redis::RedisResult;
 
 /// What the names of the fleet's own workers begin with.
 pub const OWN_NAME: &str = "mpanel-fleet";
@@ -38,13 +39,14 @@ fn hostname() -> String {
 ///
 /// # Errors
 /// Those of CLIENT LIST; a user without that right gets NOPERM.
-pub async fn find(
-    conn: &mut impl ConnectionLike,
-    prefix: &str,
-    queues: &[&str],
-) -> RedisResult<Vec<Neighbour>> {
-    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(conn).await?;
-    Ok(in_list(&list, prefix, queues))
+pub async fn find(servers: Vec<Shared>, prefix: &str, queues: &[&str]) -> RedisResult<Vec<Neighbour>> {
+    let mut found = Vec::new();
+    // In a Cluster each node tells of its own clients.
+    for mut server in servers {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut server.conn).await?;
+        found.extend(in_list(&list, prefix, queues));
+    }
+    Ok(found)
 }
 
 /// The same, from the text of CLIENT LIST.

@@ -45,6 +45,14 @@ pub async fn serve(
     let queues: Vec<&str> = services.iter().map(|service| service.queue).collect();
     look_for_neighbours(app, &engine, &queues).await?;
 
+    for queue in &queues {
+        let asked = engine.worker(queue).map_err(of_engine)?.check_permissions().await;
+        // Whatever else goes wrong, the worker waits for it.
+        if let Err(error @ EngineError::Forbidden { .. }) = asked {
+            return Err(of_engine(error));
+        }
+    }
+
     let name = neighbours::own_name();
     let workers = services
         .into_iter()
@@ -120,8 +128,8 @@ fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Resul
 
 /// Warns of Node workers on our queues, or refuses to start beside them.
 async fn look_for_neighbours(app: &App, engine: &Engine, queues: &[&str]) -> Result<(), Failed> {
-    let mut shared = engine.redis().shared().await.map_err(of_connect)?;
-    let found = match neighbours::find(&mut shared.conn, &app.redis.prefix, queues).await {
+    let servers = engine.redis().shared_all().await.map_err(of_connect)?;
+    let found = match neighbours::find(servers, &app.redis.prefix, queues).await {
         Ok(found) => found,
         Err(error) if app.config.run.exclusive => {
             let text = format!(
@@ -156,7 +164,7 @@ async fn look_for_neighbours(app: &App, engine: &Engine, queues: &[&str]) -> Res
 fn of_connect(error: ConnectError) -> Failed {
     let exit = match &error {
         ConnectError::Url { .. } => Exit::Configuration,
-        ConnectError::Unreachable { .. } => Exit::Unavailable,
+        ConnectError::Unreachable { .. } | ConnectError::NoPrimary { .. } => Exit::Unavailable,
         ConnectError::Refused { .. } => Exit::Permission,
     };
     Failed::new(exit, error.to_string())
@@ -166,6 +174,8 @@ fn of_engine(error: EngineError) -> Failed {
     match error {
         EngineError::Connect(error) => of_connect(error),
         EngineError::Name(_) | EngineError::Setting(_) => Failed::new(Exit::Configuration, error.to_string()),
+        EngineError::Forbidden { .. } => Failed::new(Exit::Permission, error.to_string()),
+        EngineError::Script(_) => Failed::new(Exit::Unavailable, error.to_string()),
         EngineError::Thread(_) => Failed::new(Exit::Failure, error.to_string()),
     }
 }

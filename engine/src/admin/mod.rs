@@ -51,6 +51,8 @@ use mpanel_protocol::{
 use redis::{Cmd, FromRedisValue, Pipeline, RedisError};
 use tokio::{sync::Mutex, time::Instant};
 
+use crate::reading::read;
+
 pub use mpanel_protocol::calls::cancel::Cancelling;
 
 pub use self::{
@@ -227,7 +229,7 @@ impl QueueAdmin {
 
     async fn ask_all<T: FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, AdminError> {
         let mut shared = self.shared().await?;
-        let result = pipe.query_async(&mut shared.conn).await;
+        let result = read(pipe, &mut shared.conn).await;
         self.told(&shared, result).await
     }
 

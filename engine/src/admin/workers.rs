@@ -75,15 +75,23 @@ impl QueueAdmin {
         worker_prefix: &str,
         matches: impl Fn(&str) -> bool,
     ) -> Result<Vec<ConnectedClient>, AdminError> {
-        let list: Vec<u8> = match self.ask(redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal")).await {
-            Ok(list) => list,
-            Err(AdminError::Redis(error)) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
-                return Err(AdminError::ClientList(error));
-            }
-            Err(error) => return Err(error),
-        };
-        let list = String::from_utf8_lossy(&list);
-        let clients = list.lines().filter_map(|line| ConnectedClient::from_line(line, worker_prefix));
-        Ok(clients.filter(|client| matches(&client.raw_name)).collect())
+        let mut found = Vec::new();
+        // In a Cluster a worker may still be at the server that had the queue before.
+        for mut shared in self.redis.shared_all().await? {
+            let mut ask = redis::cmd("CLIENT");
+            ask.arg("LIST").arg("TYPE").arg("normal");
+            let list: Result<Vec<u8>, _> = ask.query_async(&mut shared.conn).await;
+            let list = match self.told(&shared, list).await {
+                Ok(list) => list,
+                Err(AdminError::Redis(error)) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
+                    return Err(AdminError::ClientList(error));
+                }
+                Err(error) => return Err(error),
+            };
+            let list = String::from_utf8_lossy(&list);
+            let clients = list.lines().filter_map(|line| ConnectedClient::from_line(line, worker_prefix));
+            found.extend(clients.filter(|client| matches(&client.raw_name)));
+        }
+        Ok(found)
     }
 }

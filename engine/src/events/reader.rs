@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use mpanel_connect::{ConnectError, Redis};
+use mpanel_connect::{Conn, ConnectError, Redis};
 use mpanel_protocol::{
     ids::{Prefix, QueueName},
     keys::QueueKeys,
 };
-use redis::{FromRedisValue, RedisError, Value, aio::MultiplexedConnection};
+use redis::{FromRedisValue, RedisError, Value};
 
 use super::{EventEntry, EventId, QueueEvent};
 use crate::{admin::EVENTS_SUFFIX, marker::client_name};
@@ -101,7 +101,7 @@ pub struct QueueEvents {
     last: Option<EventId>,
     /// How many entries the stream had been given up to `last`, where known.
     position: Option<u64>,
-    conn: Option<MultiplexedConnection>,
+    conn: Option<Conn>,
     ahead: VecDeque<Notice>,
     count: usize,
 }

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::{EventEntry, EventsError, Notice, QueueEvent, QueueEvents, Start};
+use crate::reading::read;
 
 /// How many events are searched for the end of a job whose hash is gone.
 const LOOK_BACK: usize = 10_000;
@@ -362,7 +363,7 @@ impl SharedState {
 
     async fn ask<T: FromRedisValue>(&self, pipe: &redis::Pipeline) -> Result<T, WaitError> {
         let mut shared = self.redis.shared_for(self.keys.meta()).await?;
-        match pipe.query_async(&mut shared.conn).await {
+        match read(pipe, &mut shared.conn).await {
             Ok(value) => Ok(value),
             Err(error) => {
                 self.redis.report(&shared, &error).await;

@@ -38,7 +38,11 @@ pub struct Bench {
 
 impl Bench {
     pub async fn start() -> Self {
-        let server = RedisServer::start().await.unwrap();
+        Self::on(RedisServer::start().await.unwrap()).await
+    }
+
+    /// The same on a server with settings of its own.
+    pub async fn on(server: RedisServer) -> Self {
         let engine = Engine::connect(&server.url()).await.unwrap();
         let producer = Producer::connect(&server.url()).await.unwrap();
         let looker = redis::Client::open(server.url()).unwrap();

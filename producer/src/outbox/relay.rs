@@ -273,9 +273,9 @@ impl Relay {
             return Ok((added.into_iter().map(Ok).collect(), None));
         };
         if !self.batchers.contains_key(queue) {
-            let Producer { peer, rules, lane, .. } = &self.producer;
+            let rules = &self.producer.rules;
             let keys = QueueKeys::new(&rules.prefix, &rules.queue(queue)?);
-            let batcher = Batcher::new(redis.clone(), keys, *peer, rules.clone(), *lane);
+            let batcher = Batcher::new(redis.clone(), keys, &self.producer, self.producer.lane);
             self.batchers.insert(queue.to_owned(), batcher);
         }
         match self.batchers.get_mut(queue) {

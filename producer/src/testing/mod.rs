@@ -88,6 +88,7 @@ pub fn recording_with(clock: Arc<dyn Clock>, keyring: Option<Arc<Keyring>>) -> (
             cluster: false,
         },
         lane: Lane::default(),
+        permitted: Arc::default(),
         handles: Arc::default(),
     };
     (producer, recorder)

@@ -8,5 +8,6 @@ pub mod finish;
 pub mod flow;
 pub mod locks;
 pub mod manage;
+pub mod permissions;
 pub mod schedule;
 pub mod sweep;

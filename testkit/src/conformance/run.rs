@@ -218,7 +218,7 @@ fn view(job: &FetchedJob) -> Value {
 }
 
 impl Runner<'_> {
-    async fn conn(&self) -> Result<redis::aio::MultiplexedConnection, StepError> {
+    async fn conn(&self) -> Result<mpanel_connect::Conn, StepError> {
         Ok(self.redis.shared().await?.conn)
     }
 

@@ -15,6 +15,7 @@ use crate::{
 pub fn check_config(sources: &Sources, json: bool) -> Result<(), Failed> {
     let shown = Layers::of(sources).shown();
     let checked = Config::from_sources(sources, Needs::All);
+    let redis = checked.as_ref().ok().and_then(|c| c.redis.as_ref()).map(|redis| redis.topology.clone());
     if json {
         let settings: Vec<_> = shown
             .iter()
@@ -29,13 +30,19 @@ pub fn check_config(sources: &Sources, json: bool) -> Result<(), Failed> {
             .flat_map(|error| &error.0)
             .map(|problem| json!({ "what": problem.what, "problem": problem.problem }))
             .collect();
-        print_json(&json!({ "version": 1, "settings": settings, "problems": problems }))?;
+        print_json(&json!({ "version": 1, "settings": settings, "redis": redis, "problems": problems }))?;
     } else {
+        let topology = redis.map(|redis| {
+            let (what, meaning) =
+                ("(redis)".to_owned(), "which Redis servers these settings lead to".to_owned());
+            [what, redis, "derived".to_owned(), String::new(), meaning]
+        });
         let rows = shown
             .into_iter()
             .map(|(setting, value, origin)| {
                 [setting.key.to_owned(), value, origin, setting.variable(), setting.help.to_owned()]
             })
+            .chain(topology)
             .collect();
         print_table(["setting", "value", "from", "variable", "meaning"], rows)?;
     }

@@ -1,6 +1,7 @@
 //! Which Redis: by URL, by host and port, or by Sentinels; and the refusal when
 //! two of them name different servers. Pure; connecting is another crate's work.
 
+use mpanel_connect::{ConnectError, RedisUrl};
 use reqwest::Url;
 use secrecy::SecretString;
 
@@ -13,6 +14,8 @@ pub struct RedisConfig {
     pub url: SecretString,
     /// What to show of it: no password.
     pub shown: String,
+    /// Which servers it leads to, for `check-config`: no password.
+    pub topology: String,
     /// What all keys of a queue begin with.
     pub prefix: String,
     /// Which BullMQ line works beside us.
@@ -79,8 +82,43 @@ pub(super) fn redis(layers: &mut Layers) -> Option<RedisConfig> {
             return None;
         }
     }
-    let shown = redacted(&url);
-    Some(RedisConfig { url: url.into(), shown, prefix, peer })
+    if let (Some(sentinels), Some(_)) = (layers.text("redis.sentinels"), layers.text("redis.url")) {
+        let named = servers(&format!("redis+sentinel://{sentinels}"));
+        let by_url = servers(&url);
+        if !url.contains("+sentinel://") || !named.iter().all(|server| by_url.contains(server)) {
+            let (named, by_url) = (named.join(","), by_url.join(","));
+            layers.problem(
+                "redis.url",
+                format!("names {by_url}, but FLEET_REDIS_SENTINELS names {named}: unset one"),
+            );
+            return None;
+        }
+    }
+    let parsed: RedisUrl = match url.parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let by = ["redis.url", "redis.sentinels", "redis.host"];
+            let key = by.into_iter().find(|key| layers.text(key).is_some()).unwrap_or("redis.url");
+            let why = match error {
+                ConnectError::Url { why, .. } => why,
+                other => other.to_string(),
+            };
+            layers.problem(key, format!("cannot be used: {why}"));
+            return None;
+        }
+    };
+    if parsed.is_cluster() && !prefix.contains('{') {
+        let tagged = format!("{{{prefix}}}");
+        layers.problem(
+            "redis.prefix",
+            format!(
+                "needs a hash tag in a Redis Cluster: `{tagged}`, here and in mPanel (such as `{{bull}}`)"
+            ),
+        );
+        return None;
+    }
+    let (shown, topology) = (redacted(&url), parsed.endpoint().to_owned());
+    Some(RedisConfig { url: url.into(), shown, topology, prefix, peer })
 }
 
 /// Puts the password of REDIS_PASSWORD into a URL that has none.

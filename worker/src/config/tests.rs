@@ -116,6 +116,42 @@ fn sentinels_become_one_url() {
 }
 
 #[test]
+fn redis_settings_that_cannot_work_are_refused_with_a_sentence() {
+    for (url, more, why) in [
+        ("redis+cluster://a/1", &[][..], "database 0 only"),
+        ("redis+cluster://a,b", &[], "needs a hash tag in a Redis Cluster: `{bull}`"),
+        ("rediss://a?cert=f", &[], "`cert` needs `key`"),
+        ("redis://a?timeout=1", &[], "`timeout` is not known here"),
+        ("redis+sentinel://a", &[], "lacks the name"),
+        (
+            "redis://b",
+            &[("FLEET_REDIS_SENTINELS", "a:1")],
+            "names b:6379, but FLEET_REDIS_SENTINELS names a:1",
+        ),
+    ] {
+        let mut sources = with(&[("REDIS_URL", url)]);
+        sources.env.remove("REDIS_HOST");
+        sources.env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let text = problems(&sources);
+        assert!(
+            text.contains(why) && text.contains("REDIS_URL") != why.contains("hash tag"),
+            "{url}: {text}"
+        );
+    }
+}
+
+#[test]
+fn the_topology_is_told_without_secrets() {
+    let mut sources =
+        with(&[("REDIS_URL", "rediss+cluster://user@b,c:7001"), ("MPANEL_FLEET_REDIS__PREFIX", "{bull}")]);
+    sources.env.remove("REDIS_HOST");
+    sources.env.insert("REDIS_URL".to_owned(), "rediss+cluster://u:geheim@b,c:7001".to_owned());
+    let redis = Config::from_sources(&sources, Needs::All).unwrap().redis.unwrap();
+    assert_eq!(redis.topology, "Cluster b:6379,c:7001");
+    assert!(!format!("{redis:?}").contains("geheim"));
+}
+
+#[test]
 fn a_secret_comes_from_a_file_and_the_variable_wins_over_it() {
     let mut sources = with(&[]);
     sources.secret_files.push((
