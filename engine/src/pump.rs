@@ -391,7 +391,7 @@ impl Pump {
         self.last_fetch_empty = count == 0 && fetched.next_due.is_none() && fetched.limited_for.is_none();
         self.fetch = match fetched.limited_for {
             Some(pause) => Fetch::NotBefore(Instant::now() + pause.min(LIMIT_PAUSE_MAX)),
-            None if full => Fetch::Now,
+            None if full || !fetched.dropped.is_empty() => Fetch::Now,
             None => Fetch::OnMarker { due: fetched.next_due },
         };
     }

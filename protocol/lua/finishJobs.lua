@@ -54,7 +54,7 @@ if promoteFirst then promoteDue(q, now) end
 
 local freed, freedLocks = {}, {}    -- attempts that ended: their lock and stalled mark go
 local gone = {}                     -- items whose jobs are not kept
-local keeping                       -- retention owed: { set, count, age, limit }, applied when it changes
+local keeping                       -- retention owed: { set, count, age, limits, limit }, applied when it changes
 local added = {}                    -- set to the scores and ids it is owed
 local anyDelayed, trimmed = false, false
 
@@ -123,7 +123,7 @@ local function finish(i, item, key, f, set)
       if f[7] then call("HDEL", key, "defa") end
     end
     local count, age, limit = item[5] or nil, item[7] or nil, item[8] or nil
-    if keeping and (keeping[1] ~= set or keeping[2] ~= count or keeping[3] ~= age) then
+    if keeping and (keeping[1] ~= set or keeping[2] ~= count or keeping[3] ~= age or keeping[5] ~= limit) then
       settleRetention()
     end
     local list = added[set]
@@ -133,7 +133,8 @@ local function finish(i, item, key, f, set)
     else
       added[set] = { now, id }
     end
-    if count or age then keeping = { set, count, age, limit } end
+    -- Each job may take `limit` others away; together they take as many as one by one.
+    if count or age then keeping = { set, count, age, limit and (keeping and keeping[4] or 0) + limit, limit } end
     -- What retention takes away may let a parent go: before this end is announced.
     if n == 1 then settleRetention() end
   end

@@ -145,7 +145,7 @@ impl KeepJobs {
             Self::Policy(p) => Retention {
                 count: p.count.filter(|n| *n >= 0.0).map(whole),
                 age_s: p.age.filter(|n| *n >= 0.0),
-                limit: p.limit.filter(|n| *n > 0.0).map(whole),
+                limit: p.limit.filter(|n| *n >= 0.0).map(whole),
             },
         }
     }

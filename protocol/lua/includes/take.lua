@@ -18,7 +18,11 @@ local function orUndo(q, reply, ids, fromList, z, ...)
   return reply
 end
 
--- Starts up to `slots` jobs under one token.
+-- Payload bytes after which a reply takes no further job: packing many large ones
+-- would hold everybody up.
+local BYTES_PER_TAKE = 4 * 1024 * 1024
+
+-- Starts up to `slots` jobs under one token, fewer where they are large.
 -- Returns { jobs, next due ms, limit ttl ms, ids dropped because their hash is gone }.
 local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
   local base = q.P
@@ -80,11 +84,22 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
   end
 
   local jobs, dropped, started = {}, {}, {}
+  local bytes, cut = 0, legacy
   for i = 1, #ids do
+    if bytes > BYTES_PER_TAKE then
+      -- What is not looked at goes back where it was.
+      for k = #z, 1, -2 do
+        if fromList + k / 2 >= i then call("ZADD", base .. "prioritized", z[k], z[k - 1]) end
+      end
+      for k = fromList, i, -1 do call("RPUSH", base .. "wait", ids[k]) end
+      cut = true
+      break
+    end
     local id = ids[i]
     local f = readJob(base .. id)
     if not f.err and (f[1] or f[3]) then
       f[FIELD_COUNT + 1] = id
+      bytes = bytes + (f[2] and #f[2] or 0)
       jobs[#jobs + 1] = f
       started[#started + 1] = id
     else
@@ -103,7 +118,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     local id, f = started[i], jobs[i]
     local key = base .. id
     local ats = (tonumber(f[6]) or 0) + 1
-    call("SET", key .. ":lock", token, "PX", lockMs)
+    if token ~= "0" then call("SET", key .. ":lock", token, "PX", lockMs) end
     if worker then
       call("HSET", key, "processedOn", now, "ats", ats, "pb", worker)
     else
@@ -122,12 +137,12 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
         call("PEXPIRE", base .. "limiter", math.floor(math.abs(limiterMs or q.duration or 1000)))
       end
     end
-    -- All slots filled: there may be more, so the next idle worker is woken. With
-    -- a slot left over nothing is in line and a wake-up would find nothing.
-    if #ids >= slots then
-      tryCall("ZADD", base .. "marker", 0, "0")
-      return { jobs, 0, 0, dropped }
-    end
+  end
+  -- All slots filled: there may be more, so the next idle worker is woken. With
+  -- a slot left over nothing is in line and a wake-up would find nothing.
+  if #ids >= slots or cut and call("LLEN", base .. "wait") + call("ZCARD", base .. "prioritized") > 0 then
+    tryCall("ZADD", base .. "marker", 0, "0")
+    return { jobs, 0, 0, dropped }
   end
 
   local first = call("ZRANGE", base .. "delayed", 0, 0, "WITHSCORES")

@@ -292,7 +292,8 @@ pub async fn finish_jobs(
 ) -> Result<Finished, ScriptError> {
     let rows: Vec<Row<'_>> = finishes.iter().map(row).collect();
     let fetch: OrFalse<SpecRow<'_>> = OrFalse(fetch.map(FetchSpec::row));
-    let argument = wire::pack(&(now.0, peer, rows, fetch, OrFalse(metrics_points)))?;
+    let metrics_points = OrFalse(metrics_points.filter(|points| *points > 0));
+    let argument = wire::pack(&(now.0, peer, rows, fetch, metrics_points))?;
     let reply: Vec<u8> = FINISH_JOBS.call(conn, keys.meta(), &argument).await?;
     let Reply(codes, fetched) = wire::unpack("finishJobs", &reply)?;
     if codes.len() != finishes.len() {

@@ -1,6 +1,9 @@
 //! Runs scenario files through our crates: `conformance --scenarios DIR --golden DIR`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use mpanel_connect::Redis;
@@ -54,6 +57,20 @@ async fn difference(
         .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
 }
 
+/// What is wrong with a scenario; `None` when nothing is. Whatever cannot be read or
+/// run is that scenario's own failure.
+async fn verdict(redis: &Redis, version: &str, scenario: &Scenario, folder: &Path) -> Option<String> {
+    let name = &scenario.name;
+    match Golden::load(folder, name) {
+        Ok(None) => Some(format!("no golden {}", folder.join(format!("{name}.json")).display())),
+        Ok(Some(golden)) => match difference(redis, version, scenario, &golden).await {
+            Ok(difference) => difference.map(|d| d.to_string()),
+            Err(error) => Some(error.to_string()),
+        },
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 async fn run_all(args: &Args) -> Result<bool, TestkitError> {
     let server = match &args.redis {
@@ -62,18 +79,18 @@ async fn run_all(args: &Args) -> Result<bool, TestkitError> {
     };
     let url = args.redis.clone().or_else(|| server.as_ref().map(RedisServer::url)).unwrap_or_default();
     let redis = Redis::open(&url).map_err(|e| TestkitError::failed("connect", e.to_string()))?;
-    let scenarios = Scenario::load_all(&args.scenarios)?;
+    let scenarios = Scenario::load_each(&args.scenarios)?;
     let (mut passed, mut failed) = (0, 0);
     for version in VERSIONS {
         if args.version.as_ref().is_some_and(|v| v != version) {
             continue;
         }
         let folder = if args.version.is_some() { args.golden.clone() } else { args.golden.join(version) };
-        for scenario in scenarios.iter().filter(|s| s.is_for(version)) {
-            let name = &scenario.name;
-            let verdict = match Golden::load(&folder, name)? {
-                None => Some(format!("no golden {}", folder.join(format!("{name}.json")).display())),
-                Some(golden) => difference(&redis, version, scenario, &golden).await?.map(|d| d.to_string()),
+        for scenario in &scenarios {
+            let (name, verdict) = match scenario {
+                Ok(scenario) if !scenario.is_for(version) => continue,
+                Ok(scenario) => (&scenario.name, verdict(&redis, version, scenario, &folder).await),
+                Err((name, error)) => (name, Some(error.to_string())),
             };
             match verdict {
                 None => {

@@ -5,8 +5,9 @@ use mpanel_protocol::options::JobOptions;
 use serde_json::{Map, Number, Value};
 
 /// Long option names of Node and the short ones stored.
-const SHORT_NAMES: [(&str, &str); 6] = [
+const SHORT_NAMES: [(&str, &str); 7] = [
     ("keepLogs", "kl"),
+    ("debounce", "de"),
     ("deduplication", "de"),
     ("failParentOnFailure", "fpof"),
     ("continueParentOnFailure", "cpof"),

@@ -47,11 +47,11 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TestkitError> 
 }
 
 impl Scenario {
-    /// Every scenario of a folder, by name.
+    /// Every scenario of a folder, by name; a file that cannot be read is its name and why.
     ///
     /// # Errors
-    /// When the folder or a file cannot be read.
-    pub fn load_all(folder: &Path) -> Result<Vec<Self>, TestkitError> {
+    /// When the folder cannot be read.
+    pub fn load_each(folder: &Path) -> Result<Vec<Result<Self, (String, TestkitError)>>, TestkitError> {
         let entries = std::fs::read_dir(folder)
             .map_err(|e| TestkitError::failed(format!("read folder {}", folder.display()), e.to_string()))?;
         let mut files: Vec<PathBuf> = entries
@@ -60,16 +60,23 @@ impl Scenario {
             .filter(|p| p.extension().is_some_and(|x| x == "json"))
             .collect();
         files.sort();
-        files
-            .iter()
-            .map(|path| {
-                let mut scenario: Self = read(path)?;
-                if scenario.name.is_empty() {
-                    scenario.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                }
-                Ok(scenario)
-            })
-            .collect()
+        let load = |path: &PathBuf| {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            match read::<Self>(path) {
+                Ok(scenario) if scenario.name.is_empty() => Ok(Self { name: stem, ..scenario }),
+                Ok(scenario) => Ok(scenario),
+                Err(error) => Err((stem, error)),
+            }
+        };
+        Ok(files.iter().map(load).collect())
+    }
+
+    /// Every scenario of a folder, by name.
+    ///
+    /// # Errors
+    /// When the folder or a file cannot be read.
+    pub fn load_all(folder: &Path) -> Result<Vec<Self>, TestkitError> {
+        Self::load_each(folder)?.into_iter().map(|loaded| loaded.map_err(|(_, error)| error)).collect()
     }
 
     /// Whether it is run for a version.
