@@ -215,8 +215,11 @@ for i = 1, n do
   elseif token ~= "0" and locks[i] ~= token then
     code = -6
   else
-    freed[#freed + 1] = id
-    freedLocks[#freedLocks + 1] = lockKeys[i]
+    -- BullMQ's token for "no lock": one that is there is left alone.
+    if token ~= "0" then
+      freed[#freed + 1] = id
+      freedLocks[#freedLocks + 1] = lockKeys[i]
+    end
     if call("LREM", P .. "active", -1, id) == 0 then
       code = -3
     elseif kind == COMPLETE then

@@ -268,7 +268,11 @@ impl Runner<'_> {
     }
 
     fn options(&self, given: Option<&Value>) -> Result<EnqueueOptions, StepError> {
-        js::job_options(self.with_defaults(given)).map(EnqueueOptions::from).map_err(StepError::new)
+        let options = self.with_defaults(given);
+        if self.peer == Peer::V6 && options.contains_key("debounce") {
+            return Err(StepError::new("6.x has no option `debounce`; it is `deduplication`"));
+        }
+        js::job_options(options).map(EnqueueOptions::from).map_err(StepError::new)
     }
 
     fn flow(&self, node: &Value) -> Result<FlowJob, StepError> {
