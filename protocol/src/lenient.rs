@@ -1,6 +1,8 @@
 //! Reading what JavaScript producers send: numbers as text, 1.0 for 1, null for
 //! absent, 0/1 for booleans. Writing stays strict.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Deserializer, Serializer};
 use serde_json::Value;
 
@@ -27,6 +29,44 @@ pub fn truth(value: &Value) -> Option<bool> {
         },
         _ => None,
     }
+}
+
+/// JSON text in which every escaped half of a surrogate pair that stands alone is
+/// U+FFFD: JavaScript takes such halves, Rust's texts cannot hold them.
+#[must_use]
+pub fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
+    let is_lone = |text: &str| {
+        let half = |at: usize| {
+            let hex = text.get(at..at + 6)?.strip_prefix("\\u")?;
+            u16::from_str_radix(hex, 16).ok().filter(|unit| (0xD800..0xE000).contains(unit))
+        };
+        match half(0) {
+            Some(0xDC00..) => Some(true),
+            Some(_) => Some(half(6).is_none_or(|next| next < 0xDC00)),
+            None => None,
+        }
+    };
+    let mut mended = String::new();
+    let (mut copied, mut at) = (0, 0);
+    while let Some(found) = text[at..].find('\\') {
+        at += found;
+        match is_lone(&text[at..]) {
+            Some(true) => {
+                mended.push_str(&text[copied..at]);
+                mended.push('\u{FFFD}');
+                at += 6;
+                copied = at;
+            }
+            Some(false) => at += 12,
+            // Any other escape: the mark and one character, so that `\\\\u` is none.
+            None => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        }
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    mended.push_str(&text[copied..]);
+    Cow::Owned(mended)
 }
 
 /// Writes a number as an integer where it is one.

@@ -157,7 +157,8 @@ fn whole(n: f64) -> i64 {
 }
 
 impl JobOptions {
-    /// Reads stored options; what cannot be read at all gives the defaults.
+    /// Reads stored options as Node reads them: of a field that stands twice the last
+    /// counts, and one that is of no use counts as absent.
     ///
     /// # Errors
     /// When the text is no JSON object.
@@ -165,7 +166,17 @@ impl JobOptions {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_str(text)
+        let refused = match serde_json::from_str(text) {
+            Ok(options) => return Ok(options),
+            Err(error) => error,
+        };
+        let text = lenient::without_lone_surrogates(text);
+        let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(&text) else { return Err(refused) };
+        fields.retain(|name, value| {
+            let alone = Map::from_iter([(name.clone(), value.clone())]);
+            serde_json::from_value::<Self>(Value::Object(alone)).is_ok()
+        });
+        serde_json::from_value(Value::Object(fields))
     }
 
     /// These options, and what they leave open from `defaults`: Node's
@@ -334,6 +345,19 @@ mod tests {
         assert_eq!((merged.telemetry, merged.omit_context), (None, Some(true)));
         let merged = JobOptions::default().with_defaults(&defaults);
         assert_eq!((merged.telemetry.as_deref(), merged.omit_context), (Some("queue's"), None));
+    }
+
+    #[test]
+    fn what_nodes_parser_takes_is_taken() {
+        let read = |text: &str| JobOptions::from_json(text).unwrap();
+        let twice = read(r#"{"attempts":1,"attempts":3,"de":"x","lifo":true}"#);
+        assert_eq!((twice.attempts, twice.lifo, twice.deduplication), (3, Some(true), None));
+        let lone = read(r#"{"attempts":2,"mine":"a\ud800b\\ud800","kl":5}"#);
+        assert_eq!((lone.attempts, lone.keep_logs), (2, Some(5.0)));
+        assert_eq!(lone.other["mine"], "a\u{FFFD}b\\ud800");
+        for text in ["[]", "7", "{", "null", r#"{"a":}"#] {
+            assert!(JobOptions::from_json(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -173,6 +173,16 @@ proptest! {
     }
 
     #[test]
+    fn lone_surrogates_become_replacements_and_nothing_else_changes(text in hostile(), units in vec(0xD7F0u16..0xE010, 0..6)) {
+        let escaped: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
+        let value: String = serde_json::from_str(&format!("\"{}\"", lenient::without_lone_surrogates(&escaped))).unwrap();
+        prop_assert_eq!(value, String::from_utf16_lossy(&units));
+        if serde_json::from_str::<Value>(&text).is_ok() {
+            prop_assert_eq!(&*lenient::without_lone_surrogates(&text), text.as_str());
+        }
+    }
+
+    #[test]
     fn names_are_taken_or_refused(text in hostile()) {
         let _ = (QueueName::new(text.clone()), Prefix::new(text.clone()), JobId::custom(text));
     }

@@ -9,9 +9,9 @@ use redis::aio::ConnectionLike;
 use crate::{
     keys::QueueKeys,
     script::{
-        ADD_JOBS, CHECK_PERMISSIONS, CONTINUE_SCHEDULERS, EXTEND_LOCKS, FETCH_JOBS, FINISH_JOBS, FREE_DEDUP,
-        REMOVE_SCHEDULER, RESCUE_STALLED, STORE_REPEATABLE, Script, ScriptError, UPDATE_JOB,
-        UPSERT_SCHEDULER, absent,
+        ADD_JOBS, CHECK_PERMISSIONS, CONTINUE_SCHEDULERS, EXTEND_LOCKS, FETCH_JOBS, FIND_CANCELLED,
+        FINISH_JOBS, FREE_DEDUP, REMOVE_SCHEDULER, RESCUE_STALLED, STORE_REPEATABLE, Script, ScriptError,
+        UPDATE_JOB, UPSERT_SCHEDULER, absent,
     },
     wire,
 };
@@ -39,6 +39,7 @@ impl Role {
                 &EXTEND_LOCKS,
                 &RESCUE_STALLED,
                 &UPDATE_JOB,
+                &FIND_CANCELLED,
                 &CONTINUE_SCHEDULERS,
             ],
             Self::Manager => crate::script::all(),

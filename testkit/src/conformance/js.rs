@@ -1,8 +1,11 @@
 //! What JavaScript would do with the values of a scenario: number text, long
 //! option names, undefined.
 
+use std::io;
+
 use mpanel_protocol::options::JobOptions;
-use serde_json::{Map, Number, Value};
+use serde::Serialize;
+use serde_json::{Map, Number, Serializer, Value, ser::Formatter};
 
 /// Long option names of Node and the short ones stored.
 const SHORT_NAMES: [(&str, &str); 7] = [
@@ -32,10 +35,43 @@ pub fn normalised(value: &Value) -> Value {
     }
 }
 
+/// Numbers as JavaScript writes them.
+struct JsNumbers;
+
+impl Formatter for JsNumbers {
+    fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, number: f64) -> io::Result<()> {
+        let size = number.abs();
+        if size == 0.0 {
+            writer.write_all(b"0")
+        } else if (1e-6..1e21).contains(&size) {
+            write!(writer, "{number}")
+        } else {
+            let text = format!("{number:e}");
+            writer.write_all(if size < 1.0 { text.clone() } else { text.replace('e', "e+") }.as_bytes())
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "as JavaScript does")]
+    fn write_i64<W: ?Sized + io::Write>(&mut self, writer: &mut W, number: i64) -> io::Result<()> {
+        self.write_f64(writer, number as f64)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "as JavaScript does")]
+    fn write_u64<W: ?Sized + io::Write>(&mut self, writer: &mut W, number: u64) -> io::Result<()> {
+        self.write_f64(writer, number as f64)
+    }
+}
+
 /// `JSON.stringify`.
 #[must_use]
 pub fn stringify(value: &Value) -> String {
-    normalised(value).to_string()
+    let mut text = Vec::new();
+    let mut serializer = Serializer::with_formatter(&mut text, JsNumbers);
+    // A Value has no keys that are not text, and the buffer takes everything.
+    if normalised(value).serialize(&mut serializer).is_err() {
+        return String::new();
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Node's job options under the names that are stored.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mpanel_protocol::lenient::without_lone_surrogates;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -31,6 +32,9 @@ pub struct Scenario {
     pub steps: Vec<Map<String, Value>>,
 }
 
+/// A scenario, or the name of its file and why it cannot be read.
+pub type Loaded = Result<Scenario, (String, TestkitError)>;
+
 /// What npm bullmq did with a scenario.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Golden {
@@ -43,7 +47,8 @@ pub struct Golden {
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TestkitError> {
     let failed = |why: String| TestkitError::failed(format!("read {}", path.display()), why);
     let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
-    serde_json::from_str(&text).map_err(|e| failed(e.to_string()))
+    // Redis and Rust hold no halves of characters; what BullMQ left of one is U+FFFD.
+    serde_json::from_str(&without_lone_surrogates(&text)).map_err(|e| failed(e.to_string()))
 }
 
 impl Scenario {
@@ -51,7 +56,7 @@ impl Scenario {
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn load_each(folder: &Path) -> Result<Vec<Result<Self, (String, TestkitError)>>, TestkitError> {
+    pub fn load_each(folder: &Path) -> Result<Vec<Loaded>, TestkitError> {
         let entries = std::fs::read_dir(folder)
             .map_err(|e| TestkitError::failed(format!("read folder {}", folder.display()), e.to_string()))?;
         let mut files: Vec<PathBuf> = entries
