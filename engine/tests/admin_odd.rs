@@ -12,7 +12,10 @@ use mpanel_engine::admin::{
 };
 use mpanel_producer::{BulkJob, EnqueueOptions};
 use mpanel_protocol::{
-    calls::{manage::Reprocess, sweep::Cleanable},
+    calls::{
+        manage::{Removal, Reprocess},
+        sweep::Cleanable,
+    },
     ids::JobId,
     state::JobState,
     time::TimestampMs,
@@ -177,6 +180,39 @@ async fn dead_letters_by_filter() {
     assert_eq!(removed, Handled { matched: 120, done: 120, skipped: 0 });
     assert_eq!(count(tenant(5)).await + count(tenant(4)).await, 0);
     assert_eq!(admin.counts().await.unwrap().failed, left - 240);
+}
+
+#[tokio::test]
+async fn a_large_tree_with_a_running_job_deep_below_is_left_whole() {
+    let bench = Bench::start().await;
+    let admin = bench.admin("q");
+    // One root, 500 children, below the last of them 300 more, below the last of those one that runs.
+    let tree = "local P, call = 'bull:q:', redis.call \
+        local function add(id, parent) \
+          call('HSET', P .. id, 'name', 'n', 'data', '{}', 'opts', '{}', 'timestamp', 1, 'parentKey', P .. parent) \
+          call('ZADD', P .. 'waiting-children', 1, id) \
+          call('SADD', P .. parent .. ':dependencies', P .. id) end \
+        call('HSET', P .. 'root', 'name', 'n', 'data', '{}', 'opts', '{}', 'timestamp', 1) \
+        call('ZADD', P .. 'waiting-children', 1, 'root') \
+        for i = 1, 500 do add('c' .. i, 'root') end \
+        for i = 1, 300 do add('g' .. i, 'c500') end \
+        add('leaf', 'g300') call('SET', P .. 'leaf:lock', 'token')";
+    let mut conn = bench.conn().await;
+    redis::cmd("EVAL").arg(tree).arg(0).query_async::<()>(&mut conn).await.unwrap();
+    let whole = bench.ask::<u64>("DBSIZE").await;
+    let root = JobId::stored("root");
+    assert_eq!(admin.remove(&root).await.unwrap(), Removal::Locked);
+    assert_eq!(
+        (bench.ask::<u64>("DBSIZE").await, admin.counts().await.unwrap().waiting_children),
+        (whole, 802)
+    );
+
+    bench.ask::<u64>("DEL bull:q:leaf:lock").await;
+    assert_eq!(admin.remove(&root).await.unwrap(), Removal::Removed);
+    assert_eq!(admin.counts().await.unwrap().total(), 0);
+    let mut left = bench.ask::<Vec<String>>("KEYS bull:q:*").await;
+    left.sort();
+    assert_eq!(left, ["bull:q:events", "bull:q:marker", "bull:q:meta"]);
 }
 
 #[tokio::test]

@@ -2,19 +2,21 @@
   removeJob: take one job away, wherever it is, unless it is being worked on.
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, peer "v5"|"v6", job key, key of the parent it is removed for|false,
-            with children, most jobs a call]
+            with children, most jobs a call, whether findLock has looked through a large tree]
   Returns   MessagePack [code, job key, key of its parent|false]; code 1 removed (or not there), 0 it or a
-            child is locked, 2 more is left: first below the job key given, then here again; or negative
+            child is locked, 2 more is left: first below the job key given, then here again, 3 the tree is
+            large and findLock has not looked through it: nothing is done; or negative
   Errors    -8 it is the current iteration of a job scheduler
   Events    removed; waiting, of a parent
   Cost      O(most + length of the list the job is in)
   Cluster   all keys share the hash tag of the queue
 
   A tree of up to `most` jobs goes in one call, or, when a worker holds one of
-  them, not at all. A larger one goes from its leaves up, call by call; a lock
-  that is met then ends it, and what was taken away stays away.
+  them, not at all. A larger one is first looked through for locks, then goes from
+  its leaves up, call by call; a lock taken in between ends it, and what was taken
+  away stays away.
 ]]
-local now, peer, startKey, startFrom, withChildren, most = unpack(cmsgpack.unpack(ARGV[1]))
+local now, peer, startKey, startFrom, withChildren, most, looked = unpack(cmsgpack.unpack(ARGV[1]))
 local queues = {}
 
 local function queueOf(prefix)
@@ -150,6 +152,7 @@ local function start()
   end
   seen = {}
   if count > most then
+    if not looked then return 3 end
     -- To look for a job in a list costs the list's length.
     local lists = call("LLEN", prefix .. "wait") + call("LLEN", prefix .. "paused")
     left = math.max(1, math.min(most, math.floor(most * 500 / (lists + 1))))

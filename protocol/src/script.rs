@@ -201,6 +201,8 @@ scripts! {
     RESUME_QUEUE = "resumeQueue" ["queue"];
     /// `lua/removeJob.lua`
     REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove", "current"];
+    /// `lua/findLock.lua`
+    FIND_LOCK = "findLock" ["queue"];
     /// `lua/drainQueue.lua`
     DRAIN_QUEUE = "drainQueue" ["queue", "push", "parents", "remove", "current"];
     /// `lua/cleanJobs.lua`

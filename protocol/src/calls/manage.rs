@@ -1,7 +1,7 @@
 //! Operations on single jobs and on the queue as a whole, as operators and
 //! handlers need them.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use redis::aio::ConnectionLike;
 
@@ -11,8 +11,8 @@ use crate::{
     outcome::{JobOpError, check},
     peer::Peer,
     script::{
-        CHANGE_DELAY, CHANGE_PRIORITY, FREE_DEDUP, JOB_STATE, PAUSE_QUEUE, PROMOTE_JOB, REMOVE_JOB,
-        REPROCESS_JOB, REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
+        CHANGE_DELAY, CHANGE_PRIORITY, FIND_LOCK, FREE_DEDUP, JOB_STATE, PAUSE_QUEUE, PROMOTE_JOB,
+        REMOVE_JOB, REPROCESS_JOB, REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
     },
     state::JobState,
     time::{TimestampMs, millis},
@@ -219,6 +219,9 @@ pub enum Removal {
 /// Takes a job away, wherever it is, unless a worker holds it; with `children`
 /// also every child it has or had, unless a worker holds one of them.
 ///
+/// A large tree is looked through for locks before the first job goes; a lock taken
+/// after that ends the removal half way.
+///
 /// # Errors
 /// [`JobOpError`]: the job belongs to a scheduler, or the call failed.
 pub async fn remove_job(
@@ -231,22 +234,49 @@ pub async fn remove_job(
 ) -> Result<Removal, JobOpError> {
     // Where to go on: job keys, each with the parent it is removed for.
     let mut open = vec![(keys.job(id), None::<String>)];
+    let mut looked = false;
     while let Some((key, from)) = open.last() {
         // A tree that leads back to itself: this one goes without what is below it.
         let circle = open.iter().rev().skip(1).any(|(above, _)| above == key);
         let below = children && !circle;
-        let argument = wire::pack(&(now.0, peer, key, OrFalse(from.as_deref()), below, TREE))?;
+        let argument = wire::pack(&(now.0, peer, key, OrFalse(from.as_deref()), below, TREE, looked))?;
         let reply: Vec<u8> = REMOVE_JOB.call(conn, keys.meta(), &argument).await?;
         let (code, next, parent): (i64, String, MaybeText) = wire::unpack("removeJob", &reply)?;
         match check(id, code)? {
             0 => return Ok(Removal::Locked),
             1 => drop(open.pop()),
+            3 if is_locked_below(conn, keys, key).await? => return Ok(Removal::Locked),
+            3 => looked = true,
             // The same key again, or one below it first.
             _ if next == *key => {}
             _ => open.push((next, parent.0)),
         }
     }
     Ok(Removal::Removed)
+}
+
+/// Whether a worker holds a job below `key` that its parent still waits for.
+async fn is_locked_below(
+    conn: &mut impl ConnectionLike,
+    keys: &QueueKeys,
+    key: &str,
+) -> Result<bool, ScriptError> {
+    let mut open = vec![(key.to_owned(), "0".to_owned())];
+    let mut seen = HashSet::from([key.to_owned()]);
+    while !open.is_empty() {
+        let some = open.split_off(open.len().saturating_sub(TREE as usize / 10));
+        let reply: Vec<u8> = FIND_LOCK.call(conn, keys.meta(), &wire::pack(&(&some, TREE))?).await?;
+        let (locked, on, parents): (MaybeText, Vec<(String, String)>, Vec<String>) =
+            wire::unpack("findLock", &reply)?;
+        if locked.0.is_some() {
+            return Ok(true);
+        }
+        open.extend(on);
+        // A circle would bring a parent again and again.
+        let new = parents.into_iter().filter(|key| seen.insert(key.clone()));
+        open.extend(new.map(|key| (key, "0".to_owned())));
+    }
+    Ok(false)
 }
 
 /// Stops every worker from taking jobs of the queue.
