@@ -154,7 +154,7 @@ impl JobTaker {
         loop {
             let token = LockToken::new(format!("{}:{}", self.id, uuid::Uuid::new_v4()));
             let asked_at = std::time::Instant::now();
-            let fetched = exchange(shared, &[], 1, &token).await?.fetched.unwrap_or_default();
+            let fetched = exchange(shared, &[] as &[Finish], 1, &token).await?.fetched.unwrap_or_default();
             for id in &fetched.dropped {
                 tracing::warn!(queue = %shared.keys.queue(), job.id = %id, "dropped an id without a job");
             }

@@ -1,6 +1,8 @@
 //! One call to Redis on a worker's behalf: outcomes in, next jobs out. Decides no
 //! retry; says which errors are worth one.
 
+use std::borrow::Borrow;
+
 use mpanel_protocol::{
     calls::{
         fetch::{FetchSpec, fetch_jobs},
@@ -21,7 +23,7 @@ use crate::worker::Shared;
 /// Not cancel safe: a dropped call may have taken effect.
 pub(crate) async fn exchange(
     shared: &Shared,
-    finishes: &[Finish],
+    finishes: &[impl Borrow<Finish>],
     slots: u32,
     token: &LockToken,
 ) -> Result<Finished, ScriptError> {

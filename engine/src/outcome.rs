@@ -237,11 +237,8 @@ mod tests {
             timestamp_ms: 0,
             attempts_made,
             attempts_started: attempts_made + 1,
-            stalls: 0,
-            priority: 0,
             parent_key: None,
             scheduler: None,
-            dedup_id: None,
             deferred_failure: None,
             stacktrace: None,
         }

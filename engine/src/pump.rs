@@ -1,11 +1,14 @@
-//! The heart of a worker: one call at a time finishes what has ended and fetches
+//! The heart of a worker: each call to Redis finishes what has ended and fetches
 //! for the slots that are free.
 //!
 //! While a call is under way the outcomes of running jobs gather, so batches grow
-//! with the load and an idle worker adds no wait. Nothing is fetched beyond the
-//! free slots. The call itself is never dropped half way.
+//! with the load and an idle worker adds no wait. Under full load a second call
+//! goes out meanwhile, with another part of the slots, so that Redis and handlers
+//! work at the same time. Nothing is fetched beyond the free slots. A call is never
+//! dropped half way.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     sync::{
         Arc,
@@ -14,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use mpanel_protocol::{
     calls::{
         fetch::{Fetched, SLOTS_PER_CALL},
@@ -53,11 +57,18 @@ const CALL_BACK_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait at the end of a stop for jobs that are being given back.
 const GIVE_BACK_GRACE: Duration = Duration::from_secs(2);
 
+/// Calls under way at once, at most.
+const CALLS_AT_ONCE: usize = 2;
+/// With fewer slots than this a second call would only make both small.
+const SLOTS_TO_SHARE: usize = 16;
+
 /// When the next fetch makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fetch {
     /// Now: there may be work.
     Now,
+    /// When the call that is under way has come back.
+    Asked,
     /// When the marker says so, or a delayed job is due.
     OnMarker { due: Option<TimestampMs> },
     /// Not before this time: a limit, or a failure.
@@ -72,6 +83,21 @@ struct Outgoing {
     uncertain: bool,
 }
 
+impl Borrow<Finish> for Outgoing {
+    fn borrow(&self) -> &Finish {
+        &self.finish
+    }
+}
+
+/// A call that has come back.
+struct Answered {
+    batch: Vec<Outgoing>,
+    slots: u32,
+    token: LockToken,
+    asked_at: Instant,
+    outcome: Result<Finished, ScriptError>,
+}
+
 /// The loop and its state.
 pub(crate) struct Pump {
     shared: Arc<Shared>,
@@ -82,6 +108,15 @@ pub(crate) struct Pump {
     running: HashMap<tokio::task::Id, (JobId, LockToken, AbortHandle)>,
     given_back: JoinSet<()>,
     outgoing: Vec<Outgoing>,
+    calls: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// Outcomes on their way with these calls, and slots they may fill.
+    under_way: usize,
+    reserved: usize,
+    /// The last fetch that came back filled all its slots.
+    more: bool,
+    /// A marker was taken on our behalf while a fetch was under way, which may have
+    /// looked before what the marker tells of was there.
+    look_again: bool,
     fetch: Fetch,
     /// A handler found that the queue is to start nothing until then.
     limited_until: Option<Instant>,
@@ -106,6 +141,11 @@ impl Pump {
             running: HashMap::new(),
             given_back: JoinSet::new(),
             outgoing: Vec::new(),
+            calls: FuturesUnordered::new(),
+            under_way: 0,
+            reserved: 0,
+            more: false,
+            look_again: false,
             fetch: Fetch::Now,
             limited_until: None,
             control,
@@ -123,25 +163,19 @@ impl Pump {
         loop {
             self.gather();
             let stopping = self.shared.stop.is_cancelled();
-            let slots = if stopping { 0 } else { self.free_slots() };
-            let may_fetch = slots > 0 && self.fetch == Fetch::Now;
-            let writable =
-                !matches!(self.fetch, Fetch::NotBefore(at) if self.retrying() && at > Instant::now());
-            if (!self.outgoing.is_empty() && writable) || may_fetch {
+            if self.is_call_due(stopping) {
                 // Handlers that need no more than a moment end before the call and share it.
                 tokio::task::yield_now().await;
                 self.gather();
-                let slots = if stopping { 0 } else { self.free_slots() };
                 let token = LockToken::new(format!("{worker_id}:{}", CALLS.fetch_add(1, Ordering::Relaxed)));
-                self.exchange(slots, token).await;
-                self.publish();
+                self.call_out(stopping, token);
                 continue;
             }
-            if stopping && self.running.is_empty() && self.outgoing.is_empty() {
+            if stopping && self.running.is_empty() && self.outgoing.is_empty() && self.calls.is_empty() {
                 break;
             }
             self.publish();
-            self.rest(stopping, slots).await;
+            self.rest(stopping).await;
         }
         if self.waiting {
             self.end_wait().await;
@@ -156,7 +190,7 @@ impl Pump {
     }
 
     /// Waits until the Redis user may do what we do, or the worker is stopped.
-    async fn permitted(&self) {
+    async fn permitted(&mut self) {
         let mut pause = PAUSE_MIN;
         loop {
             let retry = match permissions::check(&self.shared.engine, &self.shared.keys).await {
@@ -212,7 +246,30 @@ impl Pump {
     fn free_slots(&self) -> usize {
         let control = *self.control.borrow();
         let closed = control.paused || self.limited_until.is_some();
-        if closed { 0 } else { control.concurrency.saturating_sub(self.running.len()) }
+        if closed { 0 } else { control.concurrency.saturating_sub(self.running.len() + self.reserved) }
+    }
+
+    /// How many jobs one call may concern.
+    fn share(&self) -> usize {
+        let slots = self.control.borrow().concurrency;
+        let share = if slots < SLOTS_TO_SHARE { slots } else { slots.div_ceil(CALLS_AT_ONCE) };
+        share.clamp(1, FINISHES_PER_CALL)
+    }
+
+    fn is_call_due(&self, stopping: bool) -> bool {
+        let now = Instant::now();
+        if matches!(self.fetch, Fetch::NotBefore(at) if self.retrying() && at > now) {
+            return false;
+        }
+        let slots = if stopping { 0 } else { self.free_slots() };
+        match self.calls.len() {
+            0 => !self.outgoing.is_empty() || (slots > 0 && self.fetch == Fetch::Now),
+            calls if calls < CALLS_AT_ONCE => {
+                let fetchable = if self.more { slots } else { 0 };
+                self.outgoing.len().max(fetchable) * 2 > self.share()
+            }
+            _ => false,
+        }
     }
 
     /// A handler's limit is over, or has lasted a while: somebody may have ended or
@@ -292,7 +349,8 @@ impl Pump {
     }
 
     /// Waits for anything to happen.
-    async fn rest(&mut self, stopping: bool, slots: usize) {
+    async fn rest(&mut self, stopping: bool) {
+        let slots = if stopping { 0 } else { self.free_slots() };
         if let Fetch::OnMarker { due } = self.fetch
             && slots > 0
             && !self.waiting
@@ -304,12 +362,13 @@ impl Pump {
         }
         let not_before = match self.fetch {
             Fetch::NotBefore(at) => Some(at),
-            Fetch::Now | Fetch::OnMarker { .. } => None,
+            Fetch::Now | Fetch::Asked | Fetch::OnMarker { .. } => None,
         };
         let limit_look = self.limited_until.map(|until| until.min(Instant::now() + LIMIT_PAUSE_MAX));
         let stop = self.shared.stop.clone();
         // cancel-safe: every branch only waits; what it yields is handled after it.
         tokio::select! {
+            Some(answered) = self.calls.next() => self.answered(answered).await,
             Some(ended) = self.attempts.join_next_with_id() => self.take_in(ended),
             Some(wake) = self.waiter.wakes.recv() => self.woken(wake, slots).await,
             Some(_) = self.given_back.join_next() => {}
@@ -332,36 +391,64 @@ impl Pump {
             Wake::Marker(_) if slots == 0 => self.restore_marker().await,
             // A limit or a failure is waited out; the fetch after it sees all there is.
             _ if matches!(self.fetch, Fetch::NotBefore(_)) => {}
+            _ if self.reserved > 0 => self.look_again |= wake != Wake::TimedOut,
             Wake::Marker(at) if at > now => self.fetch = Fetch::OnMarker { due: Some(at) },
             Wake::Marker(_) | Wake::TimedOut | Wake::Broken => self.fetch = Fetch::Now,
         }
     }
 
-    /// One call: writes outcomes, fetches for `slots`.
-    async fn exchange(&mut self, slots: usize, token: LockToken) {
-        let now = Instant::now();
-        let limited = matches!(self.fetch, Fetch::NotBefore(at) if at > now);
-        let slots = if limited { 0 } else { slots };
+    /// Sends a call on its way: outcomes, and a fetch for free slots.
+    fn call_out(&mut self, stopping: bool, token: LockToken) {
+        let asked_at = Instant::now();
+        let share = self.share();
+        let limited = matches!(self.fetch, Fetch::NotBefore(at) if at > asked_at);
+        let slots = if limited || stopping { 0 } else { self.free_slots().min(share) };
         let slots = u32::try_from(slots).unwrap_or(SLOTS_PER_CALL).min(SLOTS_PER_CALL);
-        let batch: Vec<Outgoing> =
-            self.outgoing.drain(..self.outgoing.len().min(FINISHES_PER_CALL)).collect();
-        match self.call(&batch, slots, &token).await {
+        let batch: Vec<Outgoing> = self.outgoing.drain(..self.outgoing.len().min(share)).collect();
+        self.under_way += batch.len();
+        self.reserved += slots as usize;
+        if slots > 0 {
+            self.fetch = Fetch::Asked;
+            self.look_again = false;
+        }
+        let shared = self.shared.clone();
+        self.calls.push(
+            async move {
+                let outcome = exchange(&shared, &batch, slots, &token).await;
+                Answered { batch, slots, token, asked_at, outcome }
+            }
+            .boxed(),
+        );
+    }
+
+    async fn answered(&mut self, answered: Answered) {
+        let Answered { batch, slots, token, asked_at, outcome } = answered;
+        self.under_way -= batch.len();
+        self.reserved -= slots as usize;
+        match outcome {
             Ok(finished) => {
                 self.pause = PAUSE_MIN;
                 for (outgoing, result) in batch.iter().zip(finished.results) {
                     self.written(outgoing, result.err());
                 }
-                if let Some(fetched) = finished.fetched {
-                    self.fetched(fetched, slots, &token, now);
+                match finished.fetched {
+                    Some(fetched) => self.fetched(fetched, slots, &token, asked_at),
+                    // Every outcome was refused, and nothing was looked for.
+                    None if slots > 0 && self.fetch == Fetch::Asked => self.fetch = Fetch::Now,
+                    None => {}
                 }
             }
             Err(error) => self.call_failed(error, batch, (slots > 0).then_some(token)).await,
         }
     }
 
-    async fn call(&self, batch: &[Outgoing], slots: u32, token: &LockToken) -> Result<Finished, ScriptError> {
-        let finishes: Vec<Finish> = batch.iter().map(|o| o.finish.clone()).collect();
-        exchange(&self.shared, &finishes, slots, token).await
+    async fn call(
+        &mut self,
+        batch: &[Outgoing],
+        slots: u32,
+        token: &LockToken,
+    ) -> Result<Finished, ScriptError> {
+        exchange(&self.shared, batch, slots, token).await
     }
 
     fn written(&self, outgoing: &Outgoing, refusal: Option<Refusal>) {
@@ -388,10 +475,11 @@ impl Pump {
             return;
         }
         let full = u32::try_from(count).unwrap_or(u32::MAX) >= slots;
+        self.more = full;
         self.last_fetch_empty = count == 0 && fetched.next_due.is_none() && fetched.limited_for.is_none();
         self.fetch = match fetched.limited_for {
             Some(pause) => Fetch::NotBefore(Instant::now() + pause.min(LIMIT_PAUSE_MAX)),
-            None if full || !fetched.dropped.is_empty() => Fetch::Now,
+            None if full || self.look_again || !fetched.dropped.is_empty() => Fetch::Now,
             None => Fetch::OnMarker { due: fetched.next_due },
         };
     }
@@ -412,7 +500,7 @@ impl Pump {
         mut batch: Vec<Outgoing>,
         fetching: Option<LockToken>,
     ) {
-        let queue = self.shared.keys.queue();
+        let queue = self.shared.keys.queue().clone();
         if is_transient(&error) {
             tracing::warn!(%queue, %error, outcomes = batch.len(), "Redis did not take the call; trying again");
             let uncertain = !error.is_not_done();
@@ -456,8 +544,10 @@ impl Pump {
 
     fn publish(&mut self) {
         self.counters.active = self.running.len();
-        self.counters.unwritten = self.outgoing.len();
-        self.counters.idle = self.running.is_empty() && self.outgoing.is_empty() && self.last_fetch_empty;
+        self.counters.unwritten = self.outgoing.len() + self.under_way;
+        self.counters.fetching = self.reserved > 0;
+        let at_rest = self.running.is_empty() && self.outgoing.is_empty() && self.calls.is_empty();
+        self.counters.idle = at_rest && self.last_fetch_empty;
         let counters = self.counters;
         self.stats.send_if_modified(|seen| {
             let changed = *seen != counters;

@@ -306,6 +306,8 @@ pub struct WorkerStats {
     pub active: usize,
     /// Attempts that have ended and whose outcome is not written yet.
     pub unwritten: usize,
+    /// A call is under way that may start jobs.
+    pub fetching: bool,
     /// Attempts that completed.
     pub completed: u64,
     /// Attempts that failed, for good or to be tried again.
@@ -401,7 +403,7 @@ impl Worker {
     pub async fn until_quiet(&self) {
         let mut stats = self.stats.clone();
         // An error means that the worker has stopped: nothing runs.
-        let _ = stats.wait_for(|s| s.active == 0 && s.unwritten == 0).await;
+        let _ = stats.wait_for(|s| s.active == 0 && s.unwritten == 0 && !s.fetching).await;
     }
 
     /// Takes nothing new, lets running jobs finish for `grace`, then cancels them

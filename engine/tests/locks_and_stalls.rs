@@ -57,8 +57,8 @@ async fn a_job_whose_worker_was_killed_is_finished_by_another() {
     dying.kill9();
     let worker = short(bench.worker("q")).handle_any(echo()).start().unwrap();
     bench.counts_become("q", completed(1)).await;
-    let detail = bench.job("q", job.id()).await.job;
-    assert_eq!((detail.attempts_made, detail.attempts_started, detail.stalls), (1, 2, 1));
+    let detail = bench.job("q", job.id()).await;
+    assert_eq!((detail.job.attempts_made, detail.job.attempts_started, detail.stalls), (1, 2, 1));
     bench.each_has_one_event("q", "completed", &[job.id().clone()]).await;
     bench.each_has_one_event("q", "stalled", &[job.id().clone()]).await;
     worker.stop(PATIENCE).await;
@@ -79,8 +79,12 @@ async fn a_job_whose_node_worker_was_killed_is_finished_by_ours() {
         let worker = short(bench.worker(&queue)).handle_any(echo()).start().unwrap();
         bench.counts_become(&queue, completed(1)).await;
         let id = JobId::stored(&view.id);
-        let detail = bench.job(&queue, &id).await.job;
-        assert_eq!((detail.attempts_made, detail.attempts_started, detail.stalls), (1, 2, 1), "{version:?}");
+        let detail = bench.job(&queue, &id).await;
+        assert_eq!(
+            (detail.job.attempts_made, detail.job.attempts_started, detail.stalls),
+            (1, 2, 1),
+            "{version:?}"
+        );
         bench.each_has_one_event(&queue, "completed", &[id]).await;
         worker.stop(PATIENCE).await;
     }
@@ -117,7 +121,7 @@ async fn a_job_that_kills_its_workers_is_failed_for_good() {
     let reason = "job stalled more than allowable limit";
     let detail = bench.job("q", job.id()).await;
     assert_eq!(detail.failed_reason.as_deref(), Some(reason));
-    assert_eq!((detail.job.stalls, detail.job.attempts_made), (2, 1));
+    assert_eq!((detail.stalls, detail.job.attempts_made), (2, 1));
     assert_eq!(*told.lock().unwrap(), [(FinalCause::Deferred, reason.to_owned())]);
     bench.each_has_one_event("q", "failed", &[job.id().clone()]).await;
     worker.stop(PATIENCE).await;
@@ -207,7 +211,7 @@ async fn a_handler_that_blocks_its_runtime_keeps_its_lock() {
     bench.counts_become("q", completed(1)).await;
     let detail = bench.job("q", job.id()).await;
     assert_eq!(detail.return_value.as_deref(), Some("\"busy\""));
-    assert_eq!((detail.job.attempts_started, detail.job.stalls), (1, 0));
+    assert_eq!((detail.job.attempts_started, detail.stalls), (1, 0));
     other.stop(PATIENCE).await;
     busy.join().unwrap();
 }
@@ -226,8 +230,8 @@ async fn locks_are_renewed_while_redis_is_out_of_memory() {
     let _: () = bench.ask("CONFIG SET maxmemory 0").await;
     gate.open();
     bench.counts_become("q", completed(1)).await;
-    let detail = bench.job("q", job.id()).await.job;
-    assert_eq!((detail.attempts_started, detail.stalls), (1, 0));
+    let detail = bench.job("q", job.id()).await;
+    assert_eq!((detail.job.attempts_started, detail.stalls), (1, 0));
     worker.stop(PATIENCE).await;
 }
 

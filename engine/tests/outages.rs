@@ -209,8 +209,8 @@ async fn jobs_of_a_fetch_whose_answer_was_lost_go_back_in_line_without_a_stall()
     wire.lost().await;
     bench.counts_become("q", completed(4)).await;
     for id in &ids {
-        let job = bench.job("q", id).await.job;
-        assert_eq!((job.attempts_made, job.attempts_started, job.stalls), (1, 2, 0));
+        let job = bench.job("q", id).await;
+        assert_eq!((job.job.attempts_made, job.job.attempts_started, job.stalls), (1, 2, 0));
     }
     worker.stop(PATIENCE).await;
 }

@@ -49,8 +49,8 @@ async fn a_job_cut_off_by_the_stop_goes_back_in_line_without_a_used_attempt() {
 
     let next = bench.worker("q").handle_any(echo()).start().unwrap();
     bench.counts_become("q", completed(2)).await;
-    let detail = bench.job("q", job.id()).await.job;
-    assert_eq!((detail.attempts_made, detail.attempts_started, detail.stalls), (1, 2, 0));
+    let detail = bench.job("q", job.id()).await;
+    assert_eq!((detail.job.attempts_made, detail.job.attempts_started, detail.stalls), (1, 2, 0));
     let order = bench.event_ids("q", "completed").await;
     assert_eq!(order[0], job.id().as_str(), "it was first in line and stays so");
     next.stop(PATIENCE).await;
@@ -69,8 +69,8 @@ async fn a_job_that_ignores_the_stop_is_reported_and_rescued() {
     assert_eq!(report.unfinished, 1);
     let next = bench.worker("q").lock(short).stalled_interval(short).handle_any(echo()).start().unwrap();
     bench.counts_become("q", completed(1)).await;
-    let detail = bench.job("q", job.id()).await.job;
-    assert_eq!((detail.attempts_started, detail.stalls), (2, 1));
+    let detail = bench.job("q", job.id()).await;
+    assert_eq!((detail.job.attempts_started, detail.stalls), (2, 1));
     next.stop(PATIENCE).await;
 }
 

@@ -63,7 +63,7 @@ local function duplicate(id, key, parent)
     else
       if call("ZSCORE", P .. "completed", id) then
         attempt("HSET", parent[1] .. ":processed", key, call("HGET", key, "returnvalue") or "null")
-        if not parent[3] then releaseIfDone(peer, parent[1], now) end
+        if not parent[3] then rare().releaseIfDone(peer, parent[1], now) end
       else
         attempt("SADD", parent[1] .. ":dependencies", key)
       end
@@ -99,7 +99,7 @@ for i = 1, #jobs do
       end
       -- A parent of a flow replaces and reschedules nobody.
       if job[10] then dedup[4], dedup[6] = false, false end
-      holder = claimDedup(q, id, dedup, job, now)
+      holder = rare().claimDedup(q, id, dedup, job, now)
     end
     if holder then
       results[i] = { holder, 2 }

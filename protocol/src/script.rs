@@ -170,11 +170,11 @@ macro_rules! scripts {
 
 scripts! {
     /// `lua/addJobs.lua`
-    ADD_JOBS = "addJobs" ["queue", "push", "parents", "remove", "dedup"];
+    ADD_JOBS = "addJobs" ["queue", "push", "rare_begin", "parents", "remove", "dedup", "rare_end"];
     /// `lua/fetchJobs.lua`
     FETCH_JOBS = "fetchJobs" ["queue", "push", "take"];
     /// `lua/finishJobs.lua`
-    FINISH_JOBS = "finishJobs" ["queue", "push", "parents", "remove", "dedup", "take"];
+    FINISH_JOBS = "finishJobs" ["queue", "push", "rare_begin", "parents", "remove", "dedup", "rare_end", "take"];
     /// `lua/extendLocks.lua`
     EXTEND_LOCKS = "extendLocks" ["queue"];
     /// `lua/rescueStalled.lua`

@@ -4,6 +4,7 @@
 //! absent values travel as `false`; cmsgpack refuses `bin`, so bytes travel as
 //! `str`; a Lua `false` in a reply is an absent value.
 
+use redis::Value;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::script::ScriptError;
@@ -82,6 +83,56 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for MaybeArray<T> {
             }
         }
         deserializer.deserialize_any(Visitor(std::marker::PhantomData))
+    }
+}
+
+/// One argument of each of many: a list, or one that stands for all.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum OneOrMany<T> {
+    /// The same for all.
+    One(T),
+    /// One each.
+    Many(Vec<T>),
+}
+
+impl<T: PartialEq> OneOrMany<T> {
+    /// Shortens a list of equal values.
+    pub(crate) fn of(values: Vec<T>) -> Self {
+        let alike = values.windows(2).all(|pair| pair[0] == pair[1]);
+        match (alike, values) {
+            (true, mut values) if !values.is_empty() => Self::One(values.swap_remove(0)),
+            (_, values) => Self::Many(values),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for OneOrMany<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::One(value) => value.serialize(serializer),
+            Self::Many(values) => values.serialize(serializer),
+        }
+    }
+}
+
+/// Text of a reply that is not packed; what is no UTF-8 is replaced, as Node does.
+pub(crate) fn text(value: Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => Some(
+            String::from_utf8(bytes)
+                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+        ),
+        Value::SimpleString(text) => Some(text),
+        Value::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// A list in a reply that is not packed.
+pub(crate) fn list(script: &'static str, value: Option<Value>) -> Result<Vec<Value>, ScriptError> {
+    match value {
+        Some(Value::Array(values)) => Ok(values),
+        other => Err(ScriptError::Reply { script, detail: format!("{other:?} is no list") }),
     }
 }
 

@@ -57,6 +57,12 @@ pub struct JobDetail {
     pub failed_reason: Option<String>,
     /// JSON text of the progress.
     pub progress: Option<String>,
+    /// How often it stalled (`stc`).
+    pub stalls: u32,
+    /// Its priority; 0 is none.
+    pub priority: u32,
+    /// Its deduplication id.
+    pub dedup_id: Option<String>,
     /// The delay it has now; 0 once it was due.
     pub delay_ms: i64,
     /// When the last attempt began, epoch ms.
@@ -144,6 +150,9 @@ impl JobDetail {
             failed_reason: f.text("failedReason"),
             progress: f.json("progress", anything, "JSON"),
             delay_ms: f.number("delay").unwrap_or(0),
+            stalls: f.count("stc").or(old_stalls).unwrap_or(0),
+            priority: f.count("priority").unwrap_or(0),
+            dedup_id: f.text("deid"),
             processed_on_ms: f.number("processedOn"),
             finished_on_ms: f.number("finishedOn"),
             processed_by: f.text("pb"),
@@ -158,11 +167,8 @@ impl JobDetail {
                 timestamp_ms: f.number("timestamp").unwrap_or(0),
                 attempts_made: f.count("atm").or(old_attempts).unwrap_or(0),
                 attempts_started: f.count("ats").unwrap_or(0),
-                stalls: f.count("stc").or(old_stalls).unwrap_or(0),
-                priority: f.count("priority").unwrap_or(0),
                 parent_key: f.text("parentKey"),
                 scheduler: f.text("rjk"),
-                dedup_id: f.text("deid"),
                 deferred_failure: f.text("defa"),
                 stacktrace: f.json("stacktrace", Value::is_array, "an array"),
             },

@@ -139,11 +139,8 @@ impl FakeJob {
             timestamp_ms: 0,
             attempts_made: self.attempts_made,
             attempts_started: self.attempts_made + 1,
-            stalls: 0,
-            priority: 0,
             parent_key: None,
             scheduler: None,
-            dedup_id: None,
             deferred_failure: None,
             stacktrace: None,
         }

@@ -2,6 +2,7 @@
 -- Every key is derived from KEYS[1], the queue's meta key; all share its hash tag.
 
 local call, tryCall = redis.call, redis.pcall
+local sub, format = string.sub, string.format
 local P = string.sub(KEYS[1], 1, -5)
 local TWO32 = 4294967296
 
@@ -11,6 +12,13 @@ local function attempt(...)
   local reply = tryCall(...)
   if type(reply) == "table" and reply.err then return nil end
   return reply
+end
+
+-- A count of a hash, raised by one: a text where it can be, since numbers are dear to
+-- hand to a command.
+local function oneMore(count)
+  if not count or count == "0" then return "1" end
+  return (tonumber(count) or 0) + 1
 end
 
 -- Fails, before anything is written, when a key has a wrong type: a script that

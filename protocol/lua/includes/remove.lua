@@ -30,40 +30,52 @@ local function forgetChild(q, childKey, parentKey, hard, now)
   end
 end
 
--- Deletes one job; its place in a state structure is the caller's to clear.
--- Its lock stays and expires. The deduplication key goes with `dropDedup`, if
--- it still names this job.
-removeJob = function(q, id, hard, dropDedup, now)
-  local key = q.P .. id
+-- What a job's end means for others: its parent no longer waits for it, its
+-- deduplication key goes with `dropDedup` if it still names this job.
+local function letGo(q, id, key, hard, dropDedup, now)
   local f = attempt("HMGET", key, "parentKey", "deid") or {}
   if f[1] and f[1] ~= "" then
     forgetChild(q, key, f[1], hard, now)
   end
   if dropDedup and f[2] then dropDedupKey(q, id, f[2]) end
+end
+
+-- Deletes one job; its place in a state structure is the caller's to clear.
+-- Its lock stays and expires.
+removeJob = function(q, id, hard, dropDedup, now)
+  local key = q.P .. id
+  letGo(q, id, key, hard, dropDedup, now)
   call("UNLINK", jobKeys(key))
 end
 
 -- At most this many jobs go for age in one call.
 local AGE_MAX = 1000
 
+-- Takes away the finished jobs `ids` of `zset`.
+local function removeFinished(q, zset, ids, now)
+  local keys, n = {}, 0
+  for i = 1, #ids do
+    local key = q.P .. ids[i]
+    letGo(q, ids[i], key, false, false, now)
+    keys[n + 1], keys[n + 2], keys[n + 3], keys[n + 4], keys[n + 5], keys[n + 6] = jobKeys(key)
+    n = n + 6
+  end
+  inSlices(keys, function(i, j) call("UNLINK", unpack(keys, i, j)) end)
+  if #ids > 0 then call("ZREM", zset, unpack(ids)) end
+end
+
 -- Retention of finished jobs: newest `count`, and nothing older than `age` seconds.
 local function keepJobs(q, set, now, count, age, limit)
   local zset = q.P .. set
   if age then
     -- With a limit the youngest of the old go first, as in BullMQ.
-    local old = call("ZREVRANGEBYSCORE", zset, now - age * 1000, "-inf", "LIMIT", 0, math.min(limit or AGE_MAX, AGE_MAX))
-    if #old > 0 then
-      for i = 1, #old do removeJob(q, old[i], false, false, now) end
-      call("ZREM", zset, unpack(old))
-    end
+    local most = math.min(limit or AGE_MAX, AGE_MAX)
+    removeFinished(q, zset, call("ZREVRANGEBYSCORE", zset, now - age * 1000, "-inf", "LIMIT", 0, most), now)
   end
   if count and count > 0 then
     local extra = call("ZCARD", zset) - count
     if extra > 0 then
-      if extra > AGE_MAX then extra = AGE_MAX end
-      local old = call("ZRANGE", zset, 0, extra - 1)
-      for i = 1, #old do removeJob(q, old[i], false, false, now) end
-      call("ZREM", zset, unpack(old))
+      removeFinished(q, zset, call("ZRANGE", zset, 0, math.min(extra, AGE_MAX) - 1), now)
     end
   end
 end

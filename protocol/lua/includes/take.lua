@@ -1,10 +1,11 @@
 -- take: the one way a job becomes active. Needs queue, push.
 
--- The fields a worker needs of a job, then its id: one row of a reply.
-local FIELD_COUNT = 14
+-- The fields a worker needs of a job; the stacks of earlier attempts follow them where
+-- there was one.
+local FIELDS = 10
 local function readJob(key)
-  return tryCall("HMGET", key, "name", "data", "opts", "timestamp", "atm", "ats", "stc", "priority", "parentKey",
-    "rjk", "deid", "defa", "stacktrace", "attemptsMade")
+  return tryCall("HMGET", key, "name", "data", "opts", "timestamp", "atm", "ats", "attemptsMade", "parentKey", "rjk",
+    "defa")
 end
 
 -- A script that fails half way is not undone by Redis. What may meet a key of a
@@ -22,9 +23,11 @@ end
 -- would hold everybody up.
 local BYTES_PER_TAKE = 4 * 1024 * 1024
 
--- Starts up to `slots` jobs under one token, fewer where they are large.
--- Returns { jobs, next due ms, limit ttl ms, ids dropped because their hash is gone }.
-local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
+-- Starts up to `slots` jobs under one token, fewer where they are large. `nowText` is
+-- `now`, and `lockMs` a text: numbers are dear to hand to a command.
+-- Returns { ids, their fields as readJob gives them, attempts started, next due ms,
+-- limit ttl ms, ids dropped because their hash is gone }.
+local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs, worker)
   local base = q.P
   promoteDue(q, now)
 
@@ -33,7 +36,7 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     local used = tonumber(call("GET", base .. "limiter") or 0)
     if used >= max then
       local ttl = call("PTTL", base .. "limiter")
-      if ttl > 0 then return { {}, 0, ttl, {} } end
+      if ttl > 0 then return { {}, {}, {}, 0, ttl, {} } end
       if ttl == 0 then
         call("DEL", base .. "limiter")
         used = 0
@@ -42,36 +45,36 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     if used < max and max - used < slots then slots = max - used end
   end
 
-  if q.paused then return { {}, 0, 0, {} } end
+  if q.paused then return { {}, {}, {}, 0, 0, {} } end
   if q.concurrency then
     local free = q.concurrency - call("LLEN", base .. "active")
-    if free <= 0 then return { {}, 0, 0, {} } end
+    if free <= 0 then return { {}, {}, {}, 0, 0, {} } end
     if free < slots then slots = free end
   end
   if slots <= 0 then
     -- Nothing may start here, but a marker was perhaps taken on our behalf.
     if call("LLEN", base .. "wait") > 0 or call("ZCARD", base .. "prioritized") > 0 then
-      call("ZADD", base .. "marker", 0, "0")
+      call("ZADD", base .. "marker", "0", "0")
     end
     wakeDelayed(q)
-    return { {}, 0, 0, {} }
+    return { {}, {}, {}, 0, 0, {} }
   end
 
   local ids = call("RPOP", base .. "wait", slots) or {}
   local legacy = false
   for i = 1, #ids do
-    if string.sub(ids[i], 1, 2) == "0:" then legacy = true end
+    if sub(ids[i], 1, 2) == "0:" then legacy = true end
   end
   if legacy then -- markers that BullMQ 3 and 4 kept in the list: dropped, never run
     local kept = {}
     for i = 1, #ids do
-      if string.sub(ids[i], 1, 2) ~= "0:" then kept[#kept + 1] = ids[i] end
+      if sub(ids[i], 1, 2) ~= "0:" then kept[#kept + 1] = ids[i] end
     end
     ids = kept
     if #ids < slots then
       local more = call("RPOP", base .. "wait", slots - #ids) or {}
       for i = 1, #more do
-        if string.sub(more[i], 1, 2) ~= "0:" then ids[#ids + 1] = more[i] end
+        if sub(more[i], 1, 2) ~= "0:" then ids[#ids + 1] = more[i] end
       end
     end
   end
@@ -83,8 +86,8 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
     if #z / 2 < slots - fromList then call("DEL", base .. "pc") end
   end
 
-  local jobs, dropped, started = {}, {}, {}
-  local bytes, cut = 0, legacy
+  local jobs, dropped, started, attempts = {}, {}, {}, {}
+  local bytes, cut, count, limited = 0, legacy, 0, 0
   for i = 1, #ids do
     if bytes > BYTES_PER_TAKE then
       -- What is not looked at goes back where it was.
@@ -96,55 +99,55 @@ local function take(q, now, slots, token, lockMs, limiterMax, limiterMs, worker)
       break
     end
     local id = ids[i]
-    local f = readJob(base .. id)
-    if not f.err and (f[1] or f[3]) then
-      f[FIELD_COUNT + 1] = id
-      bytes = bytes + (f[2] and #f[2] or 0)
-      jobs[#jobs + 1] = f
-      started[#started + 1] = id
+    local key = base .. id
+    local f = readJob(key)
+    if f[1] or f[3] then
+      count = count + 1
+      started[count], jobs[count], attempts[count] = id, f, oneMore(f[6])
+      if f[2] then bytes = bytes + #f[2] end
+      -- What a failure left is there after a failure only.
+      if f[5] or f[7] then f[FIELDS + 1] = attempt("HGET", key, "stacktrace") end
+      if not (f[10] and q.peer == "v6") then limited = limited + 1 end
     else
       dropped[#dropped + 1] = id
     end
   end
-  if #started > 0 then
+  if count > 0 then
     local id, active = started[1], base .. "active"
     orUndo(q, tryCall("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting"), ids, fromList, z,
       "XLEN", q.events)
     orUndo(q, tryCall("LPUSH", active, unpack(started)), ids, fromList, z, "LLEN", active)
   end
 
-  local limited = 0
-  for i = 1, #started do
-    local id, f = started[i], jobs[i]
+  local events, locked = q.events, token ~= "0"
+  for i = 1, count do
+    local id = started[i]
     local key = base .. id
-    local ats = (tonumber(f[6]) or 0) + 1
-    if token ~= "0" then call("SET", key .. ":lock", token, "PX", lockMs) end
+    if locked then call("SET", key .. ":lock", token, "PX", lockMs) end
     if worker then
-      call("HSET", key, "processedOn", now, "ats", ats, "pb", worker)
+      call("HSET", key, "processedOn", nowText, "ats", attempts[i], "pb", worker)
     else
-      call("HSET", key, "processedOn", now, "ats", ats)
+      call("HSET", key, "processedOn", nowText, "ats", attempts[i])
     end
     if i > 1 then
-      call("XADD", q.events, "*", "event", "active", "jobId", id, "prev", "waiting")
+      call("XADD", events, "*", "event", "active", "jobId", id, "prev", "waiting")
     end
-    if not (f[12] and q.peer == "v6") then limited = limited + 1 end
-    f[6] = ats
   end
 
-  if #started > 0 then
-    if max and limited > 0 then
-      if call("INCRBY", base .. "limiter", limited) == limited then
-        call("PEXPIRE", base .. "limiter", math.floor(math.abs(limiterMs or q.duration or 1000)))
-      end
+  if max and limited > 0 then
+    if call("INCRBY", base .. "limiter", limited) == limited then
+      call("PEXPIRE", base .. "limiter", math.floor(math.abs(limiterMs or q.duration or 1000)))
     end
   end
   -- All slots filled: there may be more, so the next idle worker is woken. With
   -- a slot left over nothing is in line and a wake-up would find nothing.
   if #ids >= slots or cut and call("LLEN", base .. "wait") + call("ZCARD", base .. "prioritized") > 0 then
-    tryCall("ZADD", base .. "marker", 0, "0")
-    return { jobs, 0, 0, dropped }
+    tryCall("ZADD", base .. "marker", "0", "0")
+    return { started, jobs, attempts, 0, 0, dropped }
   end
 
-  local first = call("ZRANGE", base .. "delayed", 0, 0, "WITHSCORES")
-  return { jobs, first[2] and tonumber(first[2]) / 4096 or 0, 0, dropped }
+  local first = call("ZRANGE", base .. "delayed", "0", "0", "WITHSCORES")
+  -- The fraction is the place among jobs of one millisecond: due in that millisecond.
+  local due = first[2] and math.floor(tonumber(first[2]) / 4096) or 0
+  return { started, jobs, attempts, due, 0, dropped }
 end

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use redis::aio::ConnectionLike;
-use serde::{Deserialize, Serialize};
+use redis::{Value, aio::ConnectionLike};
+use serde::Serialize;
 
 use crate::{
     ids::{JobId, LockToken},
@@ -12,7 +12,7 @@ use crate::{
     peer::Peer,
     script::{FETCH_JOBS, ScriptError},
     time::{TimestampMs, millis},
-    wire::{self, MaybeText, OrFalse},
+    wire::{self, OrFalse, list, text},
 };
 
 /// Most slots of one call, so that the script stays below 5 ms with small jobs.
@@ -57,14 +57,14 @@ pub struct Fetched {
 }
 
 #[derive(Serialize)]
-pub(crate) struct SpecRow<'a>(u32, &'a LockToken, i64, OrFalse<u32>, OrFalse<i64>, OrFalse<&'a str>);
+pub(crate) struct SpecRow<'a>(u32, &'a LockToken, String, OrFalse<u32>, OrFalse<i64>, OrFalse<&'a str>);
 
 impl<'a> FetchSpec<'a> {
     pub(crate) fn row(&self) -> SpecRow<'a> {
         SpecRow(
             self.slots.min(SLOTS_PER_CALL),
             self.token,
-            millis(self.lock),
+            millis(self.lock).to_string(),
             OrFalse(self.limiter.map(|l| l.max)),
             OrFalse(self.limiter.map(|l| millis(l.window))),
             OrFalse(self.worker_name),
@@ -72,33 +72,31 @@ impl<'a> FetchSpec<'a> {
     }
 }
 
-#[derive(Deserialize)]
-pub(crate) struct FetchedReply(Vec<Vec<MaybeText>>, f64, f64, Vec<MaybeText>);
-
-impl FetchedReply {
-    pub(crate) fn decode(self, script: &'static str) -> Result<Fetched, ScriptError> {
-        let jobs = self
-            .0
-            .into_iter()
-            .map(|row| {
-                FetchedJob::from_row(row).ok_or_else(|| ScriptError::Reply {
-                    script,
-                    detail: "a job row has the wrong length".to_owned(),
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        // The fraction is the place among jobs of one millisecond: due in that millisecond.
-        #[expect(clippy::cast_possible_truncation, reason = "epoch ms, saturates")]
-        let due = self.1.floor() as i64;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a ttl in ms, saturates")]
-        let ttl_ms = self.2 as u64;
-        Ok(Fetched {
-            jobs,
-            next_due: (due > 0).then_some(TimestampMs(due)),
-            limited_for: (ttl_ms > 0).then(|| Duration::from_millis(ttl_ms)),
-            dropped: self.3.into_iter().filter_map(|id| id.0).map(JobId::stored).collect(),
-        })
+/// Reads what `includes/take.lua` gives back.
+pub(crate) fn fetched(script: &'static str, reply: Vec<Value>) -> Result<Fetched, ScriptError> {
+    let mut parts = reply.into_iter();
+    let ids = list(script, parts.next())?;
+    let rows = list(script, parts.next())?;
+    let attempts = list(script, parts.next())?;
+    let (Some(Value::Int(due)), Some(Value::Int(ttl_ms))) = (parts.next(), parts.next()) else {
+        return Err(ScriptError::Reply { script, detail: "times are missing".to_owned() });
+    };
+    let dropped = list(script, parts.next())?;
+    if ids.len() != rows.len() || ids.len() != attempts.len() {
+        let detail = format!("{} ids, {} jobs, {} attempts", ids.len(), rows.len(), attempts.len());
+        return Err(ScriptError::Reply { script, detail });
     }
+    let jobs = ids.into_iter().zip(rows).zip(attempts).map(|((id, row), attempt)| {
+        let id = text(id).unwrap_or_default();
+        let attempt = text(attempt).unwrap_or_default();
+        Ok(FetchedJob::from_fields(id, &attempt, list(script, Some(row))?))
+    });
+    Ok(Fetched {
+        jobs: jobs.collect::<Result<_, ScriptError>>()?,
+        next_due: (due > 0).then_some(TimestampMs(due)),
+        limited_for: u64::try_from(ttl_ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis),
+        dropped: dropped.into_iter().filter_map(text).map(JobId::stored).collect(),
+    })
 }
 
 /// Promotes what is due and starts up to [`FetchSpec::slots`] jobs, in one round trip.
@@ -117,7 +115,8 @@ pub async fn fetch_jobs(
     spec: &FetchSpec<'_>,
 ) -> Result<Fetched, ScriptError> {
     let row = spec.row();
-    let argument = wire::pack(&(now.0, peer, row.0, row.1, row.2, &row.3, &row.4, &row.5))?;
-    let reply: Vec<u8> = FETCH_JOBS.call(conn, keys.meta(), &argument).await?;
-    wire::unpack::<FetchedReply>("fetchJobs", &reply)?.decode("fetchJobs")
+    let argument =
+        wire::pack(&(now.0, now.0.to_string(), peer, row.0, row.1, &row.2, &row.3, &row.4, &row.5))?;
+    let reply: Value = FETCH_JOBS.call(conn, keys.meta(), &argument).await?;
+    fetched("fetchJobs", list("fetchJobs", Some(reply))?)
 }

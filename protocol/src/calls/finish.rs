@@ -1,9 +1,11 @@
 //! `finishJobs`: end attempts, and start the next jobs in the same round trip.
 
-use redis::aio::ConnectionLike;
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeTuple};
+use std::borrow::Borrow;
 
-use super::fetch::{FetchSpec, Fetched, FetchedReply, SpecRow};
+use redis::{Value, aio::ConnectionLike};
+use serde::{Serialize, Serializer, ser::SerializeTuple};
+
+use super::fetch::{FetchSpec, Fetched, SpecRow, fetched};
 use crate::{
     ids::{JobId, LockToken},
     keys::QueueKeys,
@@ -12,11 +14,13 @@ use crate::{
     peer::Peer,
     script::{FINISH_JOBS, ScriptError},
     time::TimestampMs,
-    wire::{self, MaybeArray, OrFalse},
+    wire::{self, OneOrMany, OrFalse, list},
 };
 
 /// Most attempts of one call, so that the script stays below 5 ms with small jobs.
 pub const FINISHES_PER_CALL: usize = 64;
+
+const SCRIPT: &str = "finishJobs";
 
 /// How an attempt ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,150 +132,150 @@ pub enum FinishNote {
     NothingPending,
 }
 
-/// One attempt as the script takes it. Written only as far as it says something:
-/// Lua builds a table for it, and a short one is cheaper.
-struct Row<'a> {
+/// What ends alike, as the script takes it.
+#[derive(Clone, Copy, PartialEq)]
+struct Manner {
     kind: u8,
-    id: &'a JobId,
-    token: &'a LockToken,
-    text: OrFalse<&'a str>,
     keep_count: OrFalse<i64>,
-    stack: OrFalse<&'a str>,
     keep_age_s: OrFalse<f64>,
     keep_limit: OrFalse<i64>,
     attempts_allowed: u32,
     delay_ms: i64,
     lifo: bool,
-    trace: OrFalse<&'a str>,
 }
 
-impl Row<'_> {
-    fn len(&self) -> usize {
-        if self.trace.0.is_some() {
-            12
-        } else if self.lifo {
-            11
-        } else if self.delay_ms != 0 {
-            10
-        } else if self.attempts_allowed != 0 {
-            9
-        } else if self.keep_limit.0.is_some() {
-            8
-        } else if self.keep_age_s.0.is_some() {
-            7
-        } else if self.stack.0.is_some() {
-            6
-        } else if self.keep_count.0.is_some() {
-            5
-        } else {
-            4
-        }
-    }
+/// Attempts that end alike. Written only as far as it says something: Lua builds
+/// a table for it, and short ones are cheaper.
+struct Group<'a> {
+    manner: Manner,
+    ids: Vec<&'a JobId>,
+    tokens: Vec<&'a LockToken>,
+    texts: Vec<OrFalse<&'a str>>,
+    stacks: Vec<OrFalse<&'a str>>,
+    traces: Vec<OrFalse<&'a str>>,
 }
 
-impl Serialize for Row<'_> {
+impl Serialize for Group<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let len = self.len();
+        let Manner { kind, keep_count, keep_age_s, keep_limit, attempts_allowed, delay_ms, lifo } =
+            self.manner;
+        let some = |list: &[OrFalse<&str>]| list.iter().any(|text| text.0.is_some());
+        let len = if some(&self.stacks) || some(&self.traces) {
+            12
+        } else if attempts_allowed != 0 || delay_ms != 0 || lifo {
+            10
+        } else if keep_age_s.0.is_some() || keep_limit.0.is_some() {
+            7
+        } else {
+            5
+        };
         let mut row = serializer.serialize_tuple(len)?;
-        row.serialize_element(&self.kind)?;
-        row.serialize_element(self.id)?;
-        row.serialize_element(self.token)?;
-        row.serialize_element(&self.text)?;
-        if len > 4 {
-            row.serialize_element(&self.keep_count)?;
-        }
+        row.serialize_element(&kind)?;
+        row.serialize_element(&self.ids)?;
+        row.serialize_element(&OneOrMany::of(self.tokens.clone()))?;
+        row.serialize_element(&OneOrMany::of(self.texts.clone()))?;
+        row.serialize_element(&keep_count)?;
         if len > 5 {
-            row.serialize_element(&self.stack)?;
-        }
-        if len > 6 {
-            row.serialize_element(&self.keep_age_s)?;
+            row.serialize_element(&keep_age_s)?;
+            row.serialize_element(&keep_limit)?;
         }
         if len > 7 {
-            row.serialize_element(&self.keep_limit)?;
-        }
-        if len > 8 {
-            row.serialize_element(&self.attempts_allowed)?;
-        }
-        if len > 9 {
-            row.serialize_element(&self.delay_ms)?;
+            row.serialize_element(&attempts_allowed)?;
+            row.serialize_element(&delay_ms)?;
+            row.serialize_element(&lifo)?;
         }
         if len > 10 {
-            row.serialize_element(&self.lifo)?;
-        }
-        if len > 11 {
-            row.serialize_element(&self.trace)?;
+            row.serialize_element(&self.stacks)?;
+            row.serialize_element(&self.traces)?;
         }
         row.end()
     }
 }
 
-fn row(finish: &Finish) -> Row<'_> {
-    let mut row = Row {
+fn groups<F: Borrow<Finish>>(finishes: &[F]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for finish in finishes.iter().map(Borrow::borrow) {
+        let (manner, text, failure) = manner(&finish.transition);
+        let group = match groups.last_mut() {
+            Some(group) if group.manner == manner => group,
+            _ => {
+                let (ids, tokens) = (Vec::with_capacity(finishes.len()), Vec::with_capacity(finishes.len()));
+                let (texts, stacks, traces) = (Vec::with_capacity(finishes.len()), Vec::new(), Vec::new());
+                groups.push(Group { manner, ids, tokens, texts, stacks, traces });
+                let Some(group) = groups.last_mut() else { continue };
+                group
+            }
+        };
+        group.ids.push(&finish.id);
+        group.tokens.push(&finish.token);
+        group.texts.push(OrFalse(text));
+        if let Some(failure) = failure {
+            group.stacks.push(OrFalse(failure.stacktrace.as_deref()));
+            group.traces.push(OrFalse(failure.trace.as_deref()));
+        }
+    }
+    groups
+}
+
+/// How a transition is told to the script: manner, text, and what failed.
+fn manner(transition: &Transition) -> (Manner, Option<&str>, Option<&Failure>) {
+    let mut manner = Manner {
         kind: 0,
-        id: &finish.id,
-        token: &finish.token,
-        text: OrFalse(None),
         keep_count: OrFalse(None),
-        stack: OrFalse(None),
         keep_age_s: OrFalse(None),
         keep_limit: OrFalse(None),
         attempts_allowed: 0,
         delay_ms: 0,
         lifo: false,
-        trace: OrFalse(None),
     };
-    let keep_into = |row: &mut Row<'_>, keep: &Retention| {
-        row.keep_count = OrFalse(keep.count);
-        row.keep_age_s = OrFalse(keep.age_s);
-        row.keep_limit = OrFalse(keep.limit);
+    let keep_into = |manner: &mut Manner, keep: &Retention| {
+        manner.keep_count = OrFalse(keep.count);
+        manner.keep_age_s = OrFalse(keep.age_s);
+        manner.keep_limit = OrFalse(keep.limit);
     };
-    match &finish.transition {
+    let (text, failure) = match transition {
         Transition::Complete { value, keep } => {
-            row.kind = 1;
-            row.text = OrFalse(Some(value));
-            keep_into(&mut row, keep);
+            manner.kind = 1;
+            keep_into(&mut manner, keep);
+            (Some(value.as_str()), None)
         }
         Transition::Fail { failure, keep, attempts_allowed } => {
-            row.kind = 2;
-            row.text = OrFalse(Some(&failure.reason));
-            row.stack = OrFalse(failure.stacktrace.as_deref());
-            row.trace = OrFalse(failure.trace.as_deref());
-            keep_into(&mut row, keep);
-            row.attempts_allowed = *attempts_allowed;
+            manner.kind = 2;
+            keep_into(&mut manner, keep);
+            manner.attempts_allowed = *attempts_allowed;
+            (Some(failure.reason.as_str()), Some(failure))
         }
         Transition::RetryNow { failure, lifo } => {
-            row.kind = 3;
-            row.text = OrFalse(Some(&failure.reason));
-            row.stack = OrFalse(failure.stacktrace.as_deref());
-            row.trace = OrFalse(failure.trace.as_deref());
-            row.lifo = *lifo;
+            manner.kind = 3;
+            manner.lifo = *lifo;
+            (Some(failure.reason.as_str()), Some(failure))
         }
         Transition::RetryLater { failure, delay_ms } => {
-            row.kind = 4;
-            row.text = OrFalse(Some(&failure.reason));
-            row.stack = OrFalse(failure.stacktrace.as_deref());
-            row.trace = OrFalse(failure.trace.as_deref());
-            row.delay_ms = *delay_ms;
+            manner.kind = 4;
+            manner.delay_ms = *delay_ms;
+            (Some(failure.reason.as_str()), Some(failure))
         }
         Transition::Snooze { delay_ms } => {
-            row.kind = 5;
-            row.delay_ms = *delay_ms;
+            manner.kind = 5;
+            manner.delay_ms = *delay_ms;
+            (None, None)
         }
-        Transition::Release => row.kind = 6,
+        Transition::Release => {
+            manner.kind = 6;
+            (None, None)
+        }
         Transition::Limit { pause_ms } => {
-            row.kind = 6;
-            row.delay_ms = (*pause_ms).max(1);
+            manner.kind = 6;
+            manner.delay_ms = (*pause_ms).max(1);
+            (None, None)
         }
         Transition::AwaitChildren { child_key } => {
-            row.kind = 7;
-            row.text = OrFalse(child_key.as_deref());
+            manner.kind = 7;
+            (child_key.as_deref(), None)
         }
-    }
-    row
+    };
+    (manner, text, failure)
 }
-
-#[derive(Deserialize)]
-struct Reply(Vec<i64>, MaybeArray<FetchedReply>);
 
 /// Ends `finishes` in order and, with `fetch`, starts the next jobs; one round
 /// trip, one atomic step. `metrics_points` counts them into the queue's metrics.
@@ -286,30 +290,39 @@ pub async fn finish_jobs(
     keys: &QueueKeys,
     peer: Peer,
     now: TimestampMs,
-    finishes: &[Finish],
+    finishes: &[impl Borrow<Finish>],
     fetch: Option<&FetchSpec<'_>>,
     metrics_points: Option<u32>,
 ) -> Result<Finished, ScriptError> {
-    let rows: Vec<Row<'_>> = finishes.iter().map(row).collect();
     let fetch: OrFalse<SpecRow<'_>> = OrFalse(fetch.map(FetchSpec::row));
     let metrics_points = OrFalse(metrics_points.filter(|points| *points > 0));
-    let argument = wire::pack(&(now.0, peer, rows, fetch, metrics_points))?;
-    let reply: Vec<u8> = FINISH_JOBS.call(conn, keys.meta(), &argument).await?;
-    let Reply(codes, fetched) = wire::unpack("finishJobs", &reply)?;
-    if codes.len() != finishes.len() {
-        return Err(ScriptError::Reply {
-            script: "finishJobs",
-            detail: format!("{} codes for {} attempts", codes.len(), finishes.len()),
-        });
-    }
-    let results = codes
-        .into_iter()
-        .map(|code| match Refusal::from_code(code) {
-            Some(refusal) => Err(refusal),
-            None if code == 1 => Ok(FinishNote::NothingPending),
-            None => Ok(FinishNote::Done),
-        })
-        .collect();
-    let fetched = fetched.0.map(|reply| reply.decode("finishJobs")).transpose()?;
+    let argument = wire::pack(&(now.0, now.0.to_string(), peer, groups(finishes), fetch, metrics_points))?;
+    let reply: Value = FINISH_JOBS.call(conn, keys.meta(), &argument).await?;
+    let mut parts = list(SCRIPT, Some(reply))?.into_iter();
+    let codes = list(SCRIPT, parts.next())?;
+    let fetched = match parts.next() {
+        Some(Value::Array(reply)) => Some(fetched(SCRIPT, reply)?),
+        _ => None,
+    };
+    let results = match codes.len() {
+        0 => vec![Ok(FinishNote::Done); finishes.len()],
+        len if len == finishes.len() => codes.into_iter().map(result).collect::<Result<_, _>>()?,
+        len => {
+            let detail = format!("{len} codes for {} attempts", finishes.len());
+            return Err(ScriptError::Reply { script: SCRIPT, detail });
+        }
+    };
     Ok(Finished { results, fetched })
+}
+
+/// What became of one attempt.
+fn result(code: Value) -> Result<Result<FinishNote, Refusal>, ScriptError> {
+    let Value::Int(code) = code else {
+        return Err(ScriptError::Reply { script: SCRIPT, detail: format!("{code:?} is no code") });
+    };
+    Ok(match Refusal::from_code(code) {
+        Some(refusal) => Err(refusal),
+        None if code == 1 => Ok(FinishNote::NothingPending),
+        None => Ok(FinishNote::Done),
+    })
 }

@@ -98,6 +98,7 @@ const PROBES: &[(&str, &[&str])] = &[
     ("SMEMBERS", &["K"]),
     ("SRANDMEMBER", &["K"]),
     ("SREM", &["K", "x"]),
+    ("SSCAN", &["K", "0"]),
     ("UNLINK", &["K"]),
     ("XADD", &["K", "x", "f", "v"]),
     ("XLEN", &["K"]),
