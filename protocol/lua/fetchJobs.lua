@@ -3,8 +3,8 @@
   KEYS[1]   meta key of the queue
   ARGV[1]   MessagePack [now ms, as text too, peer "v5"|"v6", slots, token, lock ms as text,
             limiter max|false, limiter ms|false, worker name|false]
-  Returns   [ids, jobs, attempts started, next due ms|0, rate limit ttl ms|0, ids without a job hash];
-            a job is a list of field values, see includes/take.lua
+  Returns   [jobs, how many, next due ms|0, rate limit ttl ms|0, ids without a job hash]; the jobs are one
+            list, see includes/take.lua
   Errors    none
   Events    waiting (promoted), active
   Cost      O(slots) + at most 128 promotions; slots at most 64

@@ -321,13 +321,13 @@ local drainedCheck = true
 if fetch and (done or n == 0) then
   -- What is wrong with the queue is the next fetch's to report: these jobs are done.
   local sound
-  sound, fetched =
-    pcall(take, q, now, nowText, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil, fetch[6])
+  sound, fetched = pcall(take, q, now, nowText, fetch[1], fetch[2], fetch[3], fetch[4] or nil, fetch[5] or nil,
+    fetch[6])
   fetched = sound and fetched
-  drainedCheck = fetched and #fetched[1] == 0 and fetched[4] == 0 and fetched[5] == 0 and not q.paused
+  drainedCheck = fetched and fetched[2] == 0 and fetched[3] == 0 and fetched[4] == 0 and not q.paused
 end
 -- A fetch that filled its slots has woken the next worker, who learns the time.
-if anyDelayed and not (fetched and #fetched[1] >= fetch[1]) then wakeDelayed(q) end
+if anyDelayed and not (fetched and fetched[2] >= fetch[1]) then wakeDelayed(q) end
 if finished and drainedCheck and call("LLEN", P .. "wait") == 0 and call("LLEN", activeKey) == 0
     and call("ZCARD", P .. "prioritized") == 0 then
   call("XADD", q.events, "*", "event", "drained")

@@ -32,11 +32,9 @@ pub struct FetchedJob {
 }
 
 impl FetchedJob {
-    /// Reads a job from the values of the fields that `includes/take.lua` names, as a
-    /// script found them while it started attempt number `attempts_started`.
-    pub(crate) fn from_fields(id: String, attempts_started: &str, fields: Vec<Value>) -> Self {
-        let mut fields = fields.into_iter();
-        let mut next = || fields.next().and_then(text);
+    /// Reads the next job from the values of a fetch reply, which `includes/take.lua`
+    /// describes; `None` where they end.
+    pub(crate) fn from_values(values: &mut impl Iterator<Item = Value>) -> Option<Self> {
         let number = |text: Option<String>| text.and_then(|t| t.trim().parse::<f64>().ok()).unwrap_or(0.0);
         #[expect(
             clippy::cast_possible_truncation,
@@ -44,25 +42,29 @@ impl FetchedJob {
             reason = "clamped; a count or a time"
         )]
         let count = |text: Option<String>| number(text).clamp(0.0, f64::from(u32::MAX)) as u32;
-        let name = next().unwrap_or_default();
-        let data = next().unwrap_or_else(|| "{}".to_owned());
-        let opts = next().unwrap_or_else(|| "{}".to_owned());
-        #[expect(clippy::cast_possible_truncation, reason = "saturates; a time")]
-        let timestamp_ms = number(next()) as i64;
-        let (attempts_made, _started_before, attempts_made_old) = (next(), next(), next());
-        Self {
-            id: JobId::stored(id),
-            name,
-            data,
-            opts,
-            timestamp_ms,
-            attempts_made: count(attempts_made.or(attempts_made_old)),
-            attempts_started: count(Some(attempts_started.to_owned())),
-            parent_key: next(),
-            scheduler: next(),
-            deferred_failure: next(),
-            stacktrace: next(),
+        let mut next = || values.next().map(text);
+        let (id, started) = (next()?, next()?);
+        let (name, data, opts, timestamp) = (next()?, next()?, next()?, next()?);
+        let mut rest = match values.next()? {
+            Value::Array(rest) => rest,
+            _ => Vec::new(),
         }
+        .into_iter();
+        let mut more = || rest.next().and_then(text);
+        Some(Self {
+            id: JobId::stored(id?),
+            name: name.unwrap_or_default(),
+            data: data.unwrap_or_else(|| "{}".to_owned()),
+            opts: opts.unwrap_or_else(|| "{}".to_owned()),
+            #[expect(clippy::cast_possible_truncation, reason = "saturates; a time")]
+            timestamp_ms: number(timestamp) as i64,
+            attempts_started: count(started),
+            attempts_made: count(more()),
+            parent_key: more(),
+            scheduler: more(),
+            deferred_failure: more(),
+            stacktrace: more(),
+        })
     }
 
     /// The options, parsed.

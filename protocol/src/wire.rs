@@ -122,7 +122,6 @@ pub(crate) fn text(value: Value) -> Option<String> {
             String::from_utf8(bytes)
                 .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
         ),
-        Value::SimpleString(text) => Some(text),
         Value::Int(number) => Some(number.to_string()),
         _ => None,
     }

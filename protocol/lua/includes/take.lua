@@ -1,8 +1,6 @@
 -- take: the one way a job becomes active. Needs queue, push.
 
--- The fields a worker needs of a job; the stacks of earlier attempts follow them where
--- there was one.
-local FIELDS = 10
+-- The fields a worker needs of a job, but for the stacks of earlier attempts.
 local function readJob(key)
   return tryCall("HMGET", key, "name", "data", "opts", "timestamp", "atm", "ats", "attemptsMade", "parentKey", "rjk",
     "defa")
@@ -25,8 +23,10 @@ local BYTES_PER_TAKE = 4 * 1024 * 1024
 
 -- Starts up to `slots` jobs under one token, fewer where they are large. `nowText` is
 -- `now`, and `lockMs` a text: numbers are dear to hand to a command.
--- Returns { ids, their fields as readJob gives them, attempts started, next due ms,
--- limit ttl ms, ids dropped because their hash is gone }.
+-- Returns { jobs, how many, next due ms, limit ttl ms, ids dropped because their hash is
+-- gone }. The jobs are one list, seven values each: id, attempts started, name, data, opts,
+-- timestamp, and, where it has any of them, a list of atm or attemptsMade, parentKey, rjk,
+-- defa, stacktrace.
 local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs, worker)
   local base = q.P
   promoteDue(q, now)
@@ -36,7 +36,7 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     local used = tonumber(call("GET", base .. "limiter") or 0)
     if used >= max then
       local ttl = call("PTTL", base .. "limiter")
-      if ttl > 0 then return { {}, {}, {}, 0, ttl, {} } end
+      if ttl > 0 then return { {}, 0, 0, ttl, {} } end
       if ttl == 0 then
         call("DEL", base .. "limiter")
         used = 0
@@ -45,10 +45,10 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     if used < max and max - used < slots then slots = max - used end
   end
 
-  if q.paused then return { {}, {}, {}, 0, 0, {} } end
+  if q.paused then return { {}, 0, 0, 0, {} } end
   if q.concurrency then
     local free = q.concurrency - call("LLEN", base .. "active")
-    if free <= 0 then return { {}, {}, {}, 0, 0, {} } end
+    if free <= 0 then return { {}, 0, 0, 0, {} } end
     if free < slots then slots = free end
   end
   if slots <= 0 then
@@ -57,7 +57,7 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
       call("ZADD", base .. "marker", "0", "0")
     end
     wakeDelayed(q)
-    return { {}, {}, {}, 0, 0, {} }
+    return { {}, 0, 0, 0, {} }
   end
 
   local ids = call("RPOP", base .. "wait", slots) or {}
@@ -86,7 +86,7 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     if #z / 2 < slots - fromList then call("DEL", base .. "pc") end
   end
 
-  local jobs, dropped, started, attempts = {}, {}, {}, {}
+  local parts, dropped, started, attempts, n = {}, {}, {}, {}, 0
   local bytes, cut, count, limited = 0, legacy, 0, 0
   for i = 1, #ids do
     if bytes > BYTES_PER_TAKE then
@@ -103,10 +103,17 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     local f = readJob(key)
     if f[1] or f[3] then
       count = count + 1
-      started[count], jobs[count], attempts[count] = id, f, oneMore(f[6])
+      local ats = oneMore(f[6])
+      started[count], attempts[count] = id, ats
+      parts[n + 1], parts[n + 2], parts[n + 3], parts[n + 4] = id, ats, f[1], f[2]
+      parts[n + 5], parts[n + 6], parts[n + 7] = f[3], f[4], false
+      if f[5] or f[7] or f[8] or f[9] or f[10] then
+        -- What a failure left is there after a failure only.
+        local stack = (f[5] or f[7]) and attempt("HGET", key, "stacktrace") or false
+        parts[n + 7] = { f[5] or f[7], f[8], f[9], f[10], stack }
+      end
+      n = n + 7
       if f[2] then bytes = bytes + #f[2] end
-      -- What a failure left is there after a failure only.
-      if f[5] or f[7] then f[FIELDS + 1] = attempt("HGET", key, "stacktrace") end
       if not (f[10] and q.peer == "v6") then limited = limited + 1 end
     else
       dropped[#dropped + 1] = id
@@ -143,11 +150,11 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
   -- a slot left over nothing is in line and a wake-up would find nothing.
   if #ids >= slots or cut and call("LLEN", base .. "wait") + call("ZCARD", base .. "prioritized") > 0 then
     tryCall("ZADD", base .. "marker", "0", "0")
-    return { started, jobs, attempts, 0, 0, dropped }
+    return { parts, count, 0, 0, dropped }
   end
 
   local first = call("ZRANGE", base .. "delayed", "0", "0", "WITHSCORES")
   -- The fraction is the place among jobs of one millisecond: due in that millisecond.
   local due = first[2] and math.floor(tonumber(first[2]) / 4096) or 0
-  return { started, jobs, attempts, due, 0, dropped }
+  return { parts, count, due, 0, dropped }
 end

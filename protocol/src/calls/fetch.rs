@@ -74,25 +74,16 @@ impl<'a> FetchSpec<'a> {
 
 /// Reads what `includes/take.lua` gives back.
 pub(crate) fn fetched(script: &'static str, reply: Vec<Value>) -> Result<Fetched, ScriptError> {
-    let mut parts = reply.into_iter();
-    let ids = list(script, parts.next())?;
-    let rows = list(script, parts.next())?;
-    let attempts = list(script, parts.next())?;
-    let (Some(Value::Int(due)), Some(Value::Int(ttl_ms))) = (parts.next(), parts.next()) else {
-        return Err(ScriptError::Reply { script, detail: "times are missing".to_owned() });
+    let unknown = |detail: &str| ScriptError::Reply { script, detail: detail.to_owned() };
+    let Ok([Value::Array(jobs), Value::Int(_), Value::Int(due), Value::Int(ttl_ms), Value::Array(dropped)]) =
+        <[Value; 5]>::try_from(reply)
+    else {
+        return Err(unknown("a fetch answers otherwise"));
     };
-    let dropped = list(script, parts.next())?;
-    if ids.len() != rows.len() || ids.len() != attempts.len() {
-        let detail = format!("{} ids, {} jobs, {} attempts", ids.len(), rows.len(), attempts.len());
-        return Err(ScriptError::Reply { script, detail });
-    }
-    let jobs = ids.into_iter().zip(rows).zip(attempts).map(|((id, row), attempt)| {
-        let id = text(id).unwrap_or_default();
-        let attempt = text(attempt).unwrap_or_default();
-        Ok(FetchedJob::from_fields(id, &attempt, list(script, Some(row))?))
-    });
+    let mut values = jobs.into_iter();
+    let jobs: Vec<_> = std::iter::from_fn(|| FetchedJob::from_values(&mut values)).collect();
     Ok(Fetched {
-        jobs: jobs.collect::<Result<_, ScriptError>>()?,
+        jobs,
         next_due: (due > 0).then_some(TimestampMs(due)),
         limited_for: u64::try_from(ttl_ms).ok().filter(|ms| *ms > 0).map(Duration::from_millis),
         dropped: dropped.into_iter().filter_map(text).map(JobId::stored).collect(),
