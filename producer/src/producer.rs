@@ -57,6 +57,7 @@ pub struct ProducerBuilder {
     keyring: Option<Arc<Keyring>>,
     lane: Lane,
     as_node: bool,
+    skip_meta: bool,
 }
 
 impl ProducerBuilder {
@@ -117,6 +118,13 @@ impl ProducerBuilder {
         self
     }
 
+    /// Leaves nothing in the queues' `meta` when they are first used, as BullMQ's
+    /// `skipMetasUpdate`. A script that writes events still notes how many are kept.
+    pub fn skip_meta(mut self) -> Self {
+        self.skip_meta = true;
+        self
+    }
+
     /// Takes what Node's producer takes even where it can only harm: names of any
     /// length, negative delays, flows whose jobs wait for themselves. For
     /// comparisons with Node and for programs that relay foreign jobs.
@@ -161,6 +169,7 @@ impl ProducerBuilder {
                 size_limit: self.size_limit,
                 keyring: self.keyring,
                 as_node: self.as_node,
+                skip_meta: self.skip_meta,
                 cluster,
             },
             lane: self.lane,
@@ -210,6 +219,7 @@ impl Producer {
             size_limit: SIZE_LIMIT,
             keyring: None,
             as_node: false,
+            skip_meta: false,
             lane: Lane::default(),
         }
     }

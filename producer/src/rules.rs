@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub(crate) keyring: Option<Arc<Keyring>>,
     /// Only what Node refuses is refused.
     pub(crate) as_node: bool,
+    /// Nothing is left in the queues' `meta` before their first job.
+    pub(crate) skip_meta: bool,
     /// What is stored in one step must share a slot.
     pub(crate) cluster: bool,
 }

@@ -49,9 +49,8 @@ impl From<BackoffKind> for String {
     }
 }
 
-/// The longest delay a job can be given: 2^53 ms fits no date, so the score of
-/// `delayed` (time * 4096) is what limits it. About 16 years from now.
-const DELAY_MAX_MS: f64 = 5.0e11;
+/// The longest delay: what a JavaScript number holds exactly, far beyond any date.
+const DELAY_MAX_MS: f64 = 9_007_199_254_740_991.0;
 
 impl Backoff {
     /// A fixed delay.
@@ -127,7 +126,7 @@ mod tests {
 
     #[test]
     fn absurd_input_saturates() {
-        assert_eq!(Backoff::exponential(5000).delay_ms(5000, 0.5), Some(500_000_000_000));
+        assert_eq!(Backoff::exponential(5000).delay_ms(5000, 0.5), Some(9_007_199_254_740_991));
         let negative = Backoff { kind: BackoffKind::Fixed, delay: Some(-5.0), jitter: None };
         assert_eq!(negative.delay_ms(1, 0.5), Some(0));
         let custom = Backoff { kind: BackoffKind::Custom("mine".into()), delay: None, jitter: None };

@@ -198,7 +198,8 @@ impl JobOptions {
             delay: self.delay.or(defaults.delay),
             priority: self.priority.or(defaults.priority),
             lifo: self.lifo.or(defaults.lifo),
-            job_id: self.job_id.or_else(|| defaults.job_id.clone()),
+            // As in Node, where an id among the defaults is none.
+            job_id: self.job_id,
             timestamp: self.timestamp.or(defaults.timestamp),
             remove_on_complete: self.remove_on_complete.or(defaults.remove_on_complete),
             remove_on_fail: self.remove_on_fail.or(defaults.remove_on_fail),

@@ -69,6 +69,6 @@ local function promoteDue(q, now)
     call("LPUSH", targetList(q), unpack(plain))
   end
   wake(q)
-  if n == PROMOTE_MAX then wakeDelayed(q) end
+  if n == PROMOTE_MAX then wakeDelayed(q, true) end
   return n
 end

@@ -100,11 +100,13 @@ local function wake(q)
   attempt("ZADD", q.P .. "marker", 0, "0")
 end
 
--- Tells idle workers when the next delayed job is due.
-local function wakeDelayed(q)
-  local first = call("ZRANGE", q.P .. "delayed", 0, 0, "WITHSCORES")
+-- Tells idle workers when the next delayed job is due; without the place it has in its
+-- millisecond where `whole`.
+local function wakeDelayed(q, whole)
+  local first = call("ZRANGE", q.P .. "delayed", "0", "0", "WITHSCORES")
   if first[2] then
-    attempt("ZADD", q.P .. "marker", tonumber(first[2]) / 4096, "1")
+    local at = tonumber(first[2]) / 4096
+    attempt("ZADD", q.P .. "marker", whole and math.floor(at) or at, "1")
   end
 end
 

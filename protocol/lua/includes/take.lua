@@ -1,9 +1,9 @@
 -- take: the one way a job becomes active. Needs queue, push.
 
--- The fields a worker needs of a job, but for the stacks of earlier attempts.
+-- The fields a worker needs of a job.
 local function readJob(key)
   return tryCall("HMGET", key, "name", "data", "opts", "timestamp", "atm", "ats", "attemptsMade", "parentKey", "rjk",
-    "defa")
+    "defa", "stacktrace")
 end
 
 -- A script that fails half way is not undone by Redis. What may meet a key of a
@@ -56,7 +56,7 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     if call("LLEN", base .. "wait") > 0 or call("ZCARD", base .. "prioritized") > 0 then
       call("ZADD", base .. "marker", "0", "0")
     end
-    wakeDelayed(q)
+    wakeDelayed(q, true)
     return { {}, 0, 0, 0, {} }
   end
 
@@ -107,10 +107,8 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
       started[count], attempts[count] = id, ats
       parts[n + 1], parts[n + 2], parts[n + 3], parts[n + 4] = id, ats, f[1], f[2]
       parts[n + 5], parts[n + 6], parts[n + 7] = f[3], f[4], false
-      if f[5] or f[7] or f[8] or f[9] or f[10] then
-        -- What a failure left is there after a failure only.
-        local stack = (f[5] or f[7]) and attempt("HGET", key, "stacktrace") or false
-        parts[n + 7] = { f[5] or f[7], f[8], f[9], f[10], stack }
+      if f[5] or f[7] or f[8] or f[9] or f[10] or f[11] then
+        parts[n + 7] = { f[5] or f[7], f[8], f[9], f[10], f[11] }
       end
       n = n + 7
       if f[2] then bytes = bytes + #f[2] end

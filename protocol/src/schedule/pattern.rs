@@ -168,6 +168,13 @@ impl Reader<'_> {
         let days = self.unique(Unit::Day, days)?;
         let (weekday_text, nth) = self.nth(fields[5])?;
         let weekdays = self.unique(Unit::Weekday, self.field(Unit::Weekday, weekday_text)?)?;
+        // A weekday would have its own days.
+        let never = month.count == 1
+            && days.lasts.is_empty()
+            && days.field.first() > DAYS_IN_MONTH[month.first() as usize - 1];
+        if self.peer == Peer::V6 && never && weekdays.field.is_star {
+            return Err(self.wrong("the month does not have that day"));
+        }
         let mut last_weekdays = 0;
         for digits in weekdays.lasts {
             let day =

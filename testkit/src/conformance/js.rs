@@ -18,7 +18,8 @@ const SHORT_NAMES: [(&str, &str); 7] = [
     ("removeDependencyOnFailure", "rdof"),
 ];
 
-/// Numbers as JSON.stringify prints them: no `.0`.
+/// A value as JavaScript holds it: integral numbers without `.0`, of an object's names
+/// those that are array indices first, in their order.
 #[must_use]
 pub fn normalised(value: &Value) -> Value {
     match value {
@@ -30,7 +31,14 @@ pub fn normalised(value: &Value) -> Value {
             _ => value.clone(),
         },
         Value::Array(items) => items.iter().map(normalised).collect(),
-        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), normalised(v))).collect()),
+        Value::Object(map) => {
+            let index =
+                |name: &str| name.parse::<u32>().ok().filter(|n| *n < u32::MAX && n.to_string() == name);
+            let mut fields: Vec<_> = map.iter().collect();
+            // Stable: the other names stay as they were given.
+            fields.sort_by_key(|(name, _)| index(name).map_or((1, 0), |n| (0, n)));
+            Value::Object(fields.into_iter().map(|(k, v)| (k.clone(), normalised(v))).collect())
+        }
         _ => value.clone(),
     }
 }

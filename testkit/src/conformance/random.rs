@@ -63,7 +63,19 @@ pub fn scenario(seed: u64, steps: usize) -> Value {
     }
     let scenario = json!({ "name": format!("random-{seed}"), "queueOptions": queue_options,
         "workerOptions": worker_options, "steps": generator.steps });
-    super::random_schedules::weave(seed, scenario)
+    let mut scenario = super::random_schedules::weave(seed, scenario);
+    if generator.colon_parents
+        && let Some(steps) = scenario["steps"].as_array_mut()
+    {
+        steps.retain(|step| !removes(step));
+    }
+    scenario
+}
+
+/// Whether jobs are taken away by hand.
+fn removes(step: &Value) -> bool {
+    const REMOVALS: [&str; 5] = ["remove", "removeChildDependency", "drain", "clean", "obliterate"];
+    step["op"].as_str().is_some_and(|op| REMOVALS.contains(&op))
 }
 
 impl Generator {
@@ -376,8 +388,7 @@ impl Generator {
     }
 
     fn push(&mut self, mut step: Value) {
-        const REMOVALS: [&str; 5] = ["remove", "removeChildDependency", "drain", "clean", "obliterate"];
-        if self.colon_parents && step["op"].as_str().is_some_and(|op| REMOVALS.contains(&op)) {
+        if self.colon_parents && removes(&step) {
             return;
         }
         if self.which == 1 {

@@ -52,6 +52,8 @@ use crate::TestkitError;
 const LOCK: Duration = Duration::from_secs(30);
 const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 const RANDOM: f64 = 0.5;
+/// How many due jobs one fetch promotes (`includes/push.lua`).
+const PROMOTED_AT_ONCE: usize = 128;
 
 /// What our crates did with a scenario.
 #[derive(Debug, Clone)]
@@ -147,11 +149,9 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
     let clock = Arc::new(VirtualClock(AtomicI64::new(scenario.clock.unwrap_or(EPOCH_MS))));
     let failed = |e: String| TestkitError::failed("open the producer", e);
     let prefix = Prefix::new(PREFIX).map_err(|e| failed(e.to_string()))?;
-    let producer = Producer::builder(redis.clone())
-        .prefix(prefix)
-        .peer(peer)
-        .clock(clock.clone())
-        .as_node()
+    let builder = Producer::builder(redis.clone()).prefix(prefix).peer(peer).clock(clock.clone()).as_node();
+    let skip_meta = scenario.queue_options.get("skipMetasUpdate").and_then(Value::as_bool).unwrap_or(false);
+    let producer = if skip_meta { builder.skip_meta() } else { builder }
         .connect()
         .await
         .map_err(|e| failed(e.to_string()))?;
@@ -263,6 +263,7 @@ impl Runner<'_> {
             .and_then(Value::as_object)
             .cloned()
             .unwrap_or_default();
+        merged.shift_remove("jobId");
         merged.extend(given.and_then(Value::as_object).cloned().unwrap_or_default());
         merged
     }
@@ -284,6 +285,9 @@ impl Runner<'_> {
         if let Some(data) = node.get("data") {
             flow = flow.data(js::normalised(data))?;
         }
+        if let Some(prefix) = node["prefix"].as_str() {
+            flow = flow.prefix(Prefix::new(prefix).map_err(|e| StepError::new(e.to_string()))?);
+        }
         for child in node["children"].as_array().into_iter().flatten() {
             flow = flow.child(self.flow(child)?);
         }
@@ -293,6 +297,7 @@ impl Runner<'_> {
     async fn fetch(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
         let keys = self.keys(queue)?;
         let token = LockToken::new(token);
+        self.promote_all_due(&keys, &token).await?;
         let fetched =
             fetch_jobs(&mut self.conn().await?, &keys, self.peer, self.clock.now(), &self.spec(&token))
                 .await?;
@@ -301,17 +306,45 @@ impl Runner<'_> {
         Ok(fetched)
     }
 
-    /// What 5.x's worker does before it hands a job out: one with a deferred failure
-    /// is failed at once, and the next one taken. In 6.x that is the caller's part.
+    /// Of many due jobs a fetch of ours promotes some, the rest with the next, which
+    /// follows at once; Node's takes a thousand.
+    async fn promote_all_due(&self, keys: &QueueKeys, token: &LockToken) -> Result<(), StepError> {
+        let mut conn = self.conn().await?;
+        let now = self.clock.now();
+        loop {
+            let until = mpanel_protocol::score::due_until(now);
+            let due: usize = redis::cmd("ZCOUNT")
+                .arg(keys.delayed())
+                .arg("-inf")
+                .arg(until)
+                .query_async(&mut conn)
+                .await?;
+            if due <= PROMOTED_AT_ONCE {
+                return Ok(());
+            }
+            fetch_jobs(&mut conn, keys, self.peer, now, &FetchSpec { slots: 0, ..self.spec(token) }).await?;
+        }
+    }
+
+    /// What 5.x's worker does before it hands a job out: one with a deferred failure, or
+    /// started too often, is failed at once, and the next one taken. In 6.x that is the
+    /// caller's part.
     async fn fetch_sound(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
         loop {
             let fetched = self.fetch(queue, token).await?;
-            let job = fetched.jobs.first().filter(|_| self.peer == Peer::V5);
-            let Some((job, reason)) = job.and_then(|j| Some((j, j.deferred_failure.clone()?))) else {
+            let Some(job) = fetched.jobs.first().filter(|_| self.peer == Peer::V5) else {
                 return Ok(fetched);
             };
+            let too_often = self.policy.starts_allowed.is_some_and(|most| job.attempts_started > most);
+            let failure = match &job.deferred_failure {
+                Some(reason) => AttemptFailure::unrecoverable(reason.clone(), FinalCause::Deferred),
+                None if too_often => AttemptFailure::unrecoverable(
+                    "job started more than allowable limit".to_owned(),
+                    FinalCause::Exhausted,
+                ),
+                None => return Ok(fetched),
+            };
             self.held.remove(&(queue.to_owned(), job.id.to_string()));
-            let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
             let transition = self.failure(job, &failure)?;
             self.finish(queue, job.id.clone(), token, transition, false).await?;
         }
@@ -434,7 +467,12 @@ impl Runner<'_> {
                     return self.add_repeatable(queue, name, &data, merged).await;
                 }
                 let options = self.options(step.get("opts"))?;
-                let enqueued = handle.enqueue(text(step, "name").unwrap_or_default(), &data, options).await?;
+                let name = match step.get("name") {
+                    Some(Value::String(name)) => name.clone(),
+                    Some(name) if !name.is_null() => js::stringify(name),
+                    _ => return Err(StepError::new("a job needs a name")),
+                };
+                let enqueued = handle.enqueue(&name, &data, options).await?;
                 Ok(json!(mask(enqueued.id().as_str())))
             }
             "addBulk" => {
@@ -558,7 +596,8 @@ impl Runner<'_> {
                 let keep = self.job(queue, step).await?.options()?.keep_logs;
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
                 let keep = keep.map(|k| k as u32);
-                let json_text = |name: &str| step.get(name).map_or_else(|| "null".to_owned(), js::stringify);
+                // Of `undefined` Node stores nothing.
+                let json_text = |name: &str| step.get(name).map(js::stringify).unwrap_or_default();
                 let (data, progress) = (json_text("data"), json_text("progress"));
                 let update = match op {
                     "updateData" => Update::Data(&data),

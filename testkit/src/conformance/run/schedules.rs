@@ -30,7 +30,12 @@ impl Runner<'_> {
         if let Some(data) = given.get("data") {
             template = template.data(js::normalised(data))?;
         }
-        let repeat = Self::repeat(step.get("repeat").unwrap_or(&Value::Null));
+        let repeat = step.get("repeat").unwrap_or(&Value::Null);
+        // `cron`, which repeatables have, is no word here.
+        if repeat.get("pattern").is_none() && repeat.get("every").is_none() {
+            return Err(StepError::new("a scheduler needs `pattern` or `every`"));
+        }
+        let repeat = Self::repeat(repeat);
         let scheduled = schedules.upsert(id, repeat, template).await?;
         #[expect(clippy::cast_possible_truncation, reason = "a delay in ms")]
         Ok(scheduled.map_or(
