@@ -16,7 +16,7 @@ use mpanel_protocol::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, OnceCell, OwnedMutexGuard, oneshot},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -25,12 +25,14 @@ use crate::{
     cancellation::Cancellation,
     cancels::watch_for_ever,
     context::JobContext,
-    exchange::{exchange, is_transient},
+    engine::EngineError,
+    exchange::{exchange, is_transient, restore_marker},
     executor::{Ended, context_of, refused, yielded},
     handler::{ErrorKind, JobError},
     marker::{BLOCK_MAX, Waiter, client_name},
     middleware::ReturnValue,
     outcome::{AttemptFailure, after_failure, after_success},
+    permissions,
     rescuer::rescue_for_ever,
     schedules,
     sealed::Payload,
@@ -48,6 +50,10 @@ pub enum ByHandError {
     /// Redis did not take the call.
     #[error(transparent)]
     Script(#[from] ScriptError),
+    /// The Redis user may not do what is needed, or could not be asked. No job was
+    /// taken.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The job is not ours any more, or cannot end like this.
     #[error("job {id} cannot be ended: {refusal}")]
     Refused {
@@ -90,11 +96,46 @@ pub enum ByHandError {
 /// ```
 #[derive(Debug)]
 pub struct JobTaker {
-    shared: Arc<Shared>,
-    waiter: Mutex<Waiter>,
-    id: uuid::Uuid,
+    hands: Arc<Hands>,
+    waiting: Arc<Mutex<Waiting>>,
     /// They end with the taker.
     _duties: [AbortOnDropHandle<()>; 2],
+}
+
+/// What takes a job.
+#[derive(Debug)]
+struct Hands {
+    shared: Arc<Shared>,
+    permitted: OnceCell<()>,
+    id: uuid::Uuid,
+}
+
+/// The one wait at a time that the connection for it allows.
+#[derive(Debug)]
+struct Waiting {
+    waiter: Waiter,
+    /// A wait has been asked for, and has not been answered.
+    asked: bool,
+}
+
+/// A call's turn to wait. When the call ends before its wait, the wait is ended too,
+/// and what it may have taken from the marker is put back for others.
+struct Turn {
+    shared: Arc<Shared>,
+    waiting: Option<OwnedMutexGuard<Waiting>>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(mut waiting) = self.waiting.take().filter(|waiting| waiting.asked) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let shared = self.shared.clone();
+        runtime.spawn(async move {
+            waiting.waiter.end(&shared.engine.redis).await;
+            waiting.asked = false;
+            restore_marker(&shared).await;
+        });
+    }
 }
 
 impl JobTaker {
@@ -105,7 +146,9 @@ impl JobTaker {
             AbortOnDropHandle::new(tokio::spawn(rescue_for_ever(shared.clone()))),
             AbortOnDropHandle::new(tokio::spawn(watch_for_ever(shared.clone()))),
         ];
-        Self { shared, waiter: Mutex::new(waiter), id: uuid::Uuid::new_v4(), _duties: duties }
+        let waiting = Arc::new(Mutex::new(Waiting { waiter, asked: false }));
+        let hands = Arc::new(Hands { shared, permitted: OnceCell::new(), id: uuid::Uuid::new_v4() });
+        Self { hands, waiting, _duties: duties }
     }
 
     /// The next job, if one may start now. What must fail without being looked at (a
@@ -115,7 +158,7 @@ impl JobTaker {
     /// [`ByHandError::Script`].
     ///
     /// # Cancel safety
-    /// A job that a dropped call has taken is rescued when its lock expires.
+    /// Cancel safe: a job that a dropped call has taken goes back in line.
     pub async fn take(&self) -> Result<Option<TakenJob>, ByHandError> {
         Ok(self.look().await?.0)
     }
@@ -126,31 +169,53 @@ impl JobTaker {
     /// [`ByHandError::Script`].
     ///
     /// # Cancel safety
-    /// As [`JobTaker::take`].
+    /// As [`JobTaker::take`]; a wait that is dropped hides no job from others.
     pub async fn wait(&self, within: Duration) -> Result<Option<TakenJob>, ByHandError> {
         let until = Instant::now() + within;
-        // One waits at a time: there is one connection to wait on.
-        let mut waiter = self.waiter.lock().await;
+        let waiting = Some(self.waiting.clone().lock_owned().await);
+        let mut turn = Turn { shared: self.hands.shared.clone(), waiting };
         loop {
             let (job, next) = self.look().await?;
             let left = until.saturating_duration_since(Instant::now());
             if job.is_some() || left.is_zero() {
                 return Ok(job);
             }
-            match next {
-                Next::NotBefore(pause) => sleep(pause.min(left)).await,
-                Next::OnMarker(most) => {
-                    // Refused while an earlier, dropped wait is under way: its answer will do.
-                    let _ = waiter.requests.try_send(most.min(left));
+            match (next, turn.waiting.as_mut()) {
+                (Next::NotBefore(pause), _) => sleep(pause.min(left)).await,
+                (Next::OnMarker(most), Some(waiting)) => {
+                    // Refused where the wait before has not been answered: its answer will do.
+                    let _ = waiting.waiter.requests.try_send(most.min(left));
+                    waiting.asked = true;
                     // cancel-safe: a wake that is not taken stays in the channel.
-                    let _ = timeout(left, waiter.wakes.recv()).await;
+                    if timeout(left, waiting.waiter.wakes.recv()).await.is_ok() {
+                        waiting.asked = false;
+                    }
                 }
+                (Next::OnMarker(_), None) => {}
             }
         }
     }
 
-    async fn look(&self) -> Result<(Option<TakenJob>, Next), ByHandError> {
+    /// The look goes on when the caller does not: what it takes must not be left behind.
+    async fn look(&self) -> Looked {
+        let hands = self.hands.clone();
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            let Err(Ok((Some(job), _))) = tell.send(hands.look().await) else { return };
+            let id = job.ctx().id().clone();
+            if let Err(error) = job.fail(JobError::back_in_line()).await {
+                tracing::warn!(job.id = %id, %error, "a job nobody waited for stays until it is rescued");
+            }
+        });
+        // Without an answer the runtime is being shut down.
+        told.await.unwrap_or(Ok((None, Next::NotBefore(PAUSE_MAX))))
+    }
+}
+
+impl Hands {
+    async fn look(&self) -> Looked {
         let shared = &self.shared;
+        self.permitted.get_or_try_init(|| permissions::check(&shared.engine, &shared.keys)).await?;
         loop {
             let token = LockToken::new(format!("{}:{}", self.id, uuid::Uuid::new_v4()));
             let asked_at = std::time::Instant::now();
@@ -179,6 +244,8 @@ impl JobTaker {
         }
     }
 }
+
+type Looked = Result<(Option<TakenJob>, Next), ByHandError>;
 
 /// When another look makes sense.
 enum Next {

@@ -50,6 +50,15 @@ pub(crate) async fn exchange(
     outcome
 }
 
+/// A fetch for no slot puts the marker back for the others, if there is work.
+pub(crate) async fn restore_marker(shared: &Shared) {
+    let none: &[Finish] = &[];
+    if let Err(error) = exchange(shared, none, 0, &LockToken::new("none")).await {
+        // They look by themselves before long.
+        tracing::debug!(queue = %shared.keys.queue(), %error, "the marker could not be put back");
+    }
+}
+
 /// Whether the same call may succeed later.
 pub(crate) fn is_transient(error: &ScriptError) -> bool {
     match error {

@@ -22,6 +22,9 @@ pub(crate) const BLOCK_MAX: Duration = Duration::from_secs(5);
 const BLOCK_MIN: Duration = Duration::from_millis(2);
 /// A reply later than the block plus this breaks the connection.
 const GRACE: Duration = Duration::from_secs(1);
+/// How often, and how far apart, the server is asked to end a wait.
+const CALLS_BACK: u32 = 20;
+const CALL_BACK_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses after a failure, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -71,8 +74,20 @@ impl Waiter {
         Self { requests, wakes, client, key, task }
     }
 
+    /// Ends the wait that is under way. What it has taken from the marker is the
+    /// caller's to put back.
+    pub(crate) async fn end(&mut self, redis: &Redis) {
+        for _ in 0..CALLS_BACK {
+            self.call_back(redis).await;
+            // cancel-safe: a wake that is not taken stays in the channel.
+            if tokio::time::timeout(CALL_BACK_PAUSE, self.wakes.recv()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
     /// Asks the server to end the wait that is under way, if one is.
-    pub(crate) async fn call_back(&self, redis: &Redis) {
+    async fn call_back(&self, redis: &Redis) {
         let client = self.client.load(Ordering::Relaxed);
         if client == 0 {
             return;

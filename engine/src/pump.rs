@@ -36,7 +36,7 @@ use tokio::{
 use crate::{
     cancellation::Cancellation,
     engine::EngineError,
-    exchange::{exchange, is_transient},
+    exchange::{exchange, is_transient, restore_marker},
     executor::{Done, run_attempt},
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
@@ -51,9 +51,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const LIMIT_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a worker stays away from a queue whose keys it cannot use.
 const CORRUPT_PAUSE: Duration = Duration::from_secs(5);
-/// How often, and how far apart, a stop asks the waiter to end its wait.
-const CALLS_BACK: u32 = 20;
-const CALL_BACK_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait at the end of a stop for jobs that are being given back.
 const GIVE_BACK_GRACE: Duration = Duration::from_secs(2);
 
@@ -220,23 +217,9 @@ impl Pump {
     /// Nothing may be taken from the marker on our behalf any more, and what was
     /// taken is put back for the others.
     async fn end_wait(&mut self) {
-        for _ in 0..CALLS_BACK {
-            self.waiter.call_back(&self.shared.engine.redis).await;
-            // cancel-safe: a wake that is not taken stays in the channel.
-            if tokio::time::timeout(CALL_BACK_PAUSE, self.waiter.wakes.recv()).await.is_ok() {
-                self.waiting = false;
-                break;
-            }
-        }
-        self.restore_marker().await;
-    }
-
-    /// A fetch for no slot puts the marker back for the others, if there is work.
-    async fn restore_marker(&mut self) {
-        if let Err(error) = self.call(&[], 0, &LockToken::new("none")).await {
-            // They look by themselves before long.
-            tracing::debug!(queue = %self.shared.keys.queue(), %error, "the marker could not be put back");
-        }
+        self.waiter.end(&self.shared.engine.redis).await;
+        self.waiting = false;
+        restore_marker(&self.shared).await;
     }
 
     fn retrying(&self) -> bool {
@@ -388,7 +371,7 @@ impl Pump {
         let now = self.shared.engine.now();
         match wake {
             // The marker was taken on our behalf while the last slots filled up.
-            Wake::Marker(_) if slots == 0 => self.restore_marker().await,
+            Wake::Marker(_) if slots == 0 => restore_marker(&self.shared).await,
             // A limit or a failure is waited out; the fetch after it sees all there is.
             _ if matches!(self.fetch, Fetch::NotBefore(_)) => {}
             _ if self.reserved > 0 => self.look_again |= wake != Wake::TimedOut,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{Bench, PATIENCE, completed, echo};
 use mpanel_connect::Redis;
 use mpanel_engine::{
-    Engine, EngineError,
+    ByHandError, Engine, EngineError,
     admin::{DeadLetterFilter, Ended, FlowLimits, Listing, QueueAdmin},
     events::Start,
 };
@@ -191,4 +191,7 @@ async fn a_worker_waits_for_its_permissions() {
     set_user(&bench, "fleet-worker", &["resetkeys".to_owned(), "~other:*".to_owned()]).await;
     let error = engine.worker("q").unwrap().check_permissions().await.unwrap_err();
     assert!(matches!(error, EngineError::Forbidden { .. }), "{error:?}");
+    let taker = engine.worker("q").unwrap().by_hand().unwrap();
+    let error = taker.take().await.unwrap_err();
+    assert!(matches!(error, ByHandError::Engine(EngineError::Forbidden { .. })), "{error:?}");
 }

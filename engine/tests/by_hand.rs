@@ -5,11 +5,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bench, PATIENCE, completed};
+use common::{Bench, PATIENCE, completed, echo};
 use mpanel_engine::{ByHandError, CancelCause, JobError, admin::Counts};
 use mpanel_producer::{Backoff, EnqueueOptions, FlowJob};
 use mpanel_testkit::{BullVersion, NodeSidecar};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_taken_one_by_one_and_end_as_told() {
@@ -50,7 +51,7 @@ async fn a_job_that_comes_ends_the_wait() {
         let job = taker.wait(PATIENCE).await.unwrap().unwrap();
         job.complete(&1).await.unwrap();
         // A wait that is dropped leaves the next one whole.
-        assert!(tokio::time::timeout(Duration::from_millis(20), taker.wait(PATIENCE)).await.is_err());
+        assert!(timeout(Duration::from_millis(20), taker.wait(PATIENCE)).await.is_err());
         taker
     });
     bench.asleep(1).await;
@@ -59,6 +60,34 @@ async fn a_job_that_comes_ends_the_wait() {
     bench.queue("q").enqueue("b", &json!({}), EnqueueOptions::new()).await.unwrap();
     taker.wait(PATIENCE).await.unwrap().unwrap().complete(&2).await.unwrap();
     bench.counts_become("q", completed(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_that_are_dropped_hide_no_job_from_others() {
+    const JOBS: u64 = 150;
+    let bench = Bench::start().await;
+    let worker = bench.worker("q").handle_any(echo()).start().unwrap();
+    let taker = bench.worker("q").by_hand().unwrap();
+    bench.asleep(1).await;
+    let (queue, empty) = (bench.queue("q"), json!({}));
+    let mut ids = Vec::new();
+    for n in 0..JOBS {
+        // The job comes while the wait of one is being dropped; sooner or later by a little.
+        let wait = timeout(Duration::from_micros(200 + n * 40), taker.wait(PATIENCE));
+        let (waited, job) = tokio::join!(wait, queue.enqueue("a", &empty, EnqueueOptions::new()));
+        if let Ok(taken) = waited {
+            taken.unwrap().unwrap().complete(&1).await.unwrap();
+        }
+        ids.push(job.unwrap().id().clone());
+        bench.counts_become("q", completed(n + 1)).await;
+    }
+    for id in ids {
+        let job = bench.job("q", &id).await;
+        let waited_ms = job.processed_on_ms.unwrap() - job.job.timestamp_ms;
+        // What is hidden starts when the other's wait for the marker ends, after 5 s.
+        assert!(waited_ms < 3000, "{id} waited {waited_ms} ms");
+    }
+    worker.stop(PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +103,7 @@ async fn locks_are_renewed_cancelling_is_noticed_and_a_dropped_job_is_rescued() 
     let job = taker.take().await.unwrap().unwrap();
     bench.renewed("q", &id, 2).await;
     bench.admin("q").cancel(&id, "ann").await.unwrap();
-    tokio::time::timeout(PATIENCE, job.ctx().cancelled().cancelled()).await.unwrap();
+    timeout(PATIENCE, job.ctx().cancelled().cancelled()).await.unwrap();
     assert_eq!(job.ctx().cancel_cause(), Some(CancelCause::Requested("cancelled by ann".into())));
     drop(job);
     // Rescued, and failed without being handed out.
