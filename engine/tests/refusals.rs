@@ -116,6 +116,22 @@ async fn a_server_out_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_could_not_save() {
+    let server = RedisServer::builder().config("enable-protected-configs yes").config("save 3600 1");
+    let bench = Bench::on(server.start().await.unwrap()).await;
+    let (_, dir): (String, String) = bench.ask("CONFIG GET dir").await;
+    let (ids, worker, runs) = at_work(&bench).await;
+    // Nobody can write there.
+    let _: () = bench.ask("CONFIG SET dir /proc").await;
+    let _: String = bench.ask("BGSAVE").await;
+    refused(&bench, "MISCONF", 3).await;
+    not_stored(&bench, "MISCONF").await;
+    let _: () = bench.ask(&format!("CONFIG SET dir {dir}")).await;
+    let _: String = bench.ask("BGSAVE").await;
+    done_once(&bench, &ids, worker, &runs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_busy_with_a_script() {
     let bench = Bench::start().await;
     let (ids, worker, runs) = at_work(&bench).await;

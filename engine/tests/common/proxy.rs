@@ -1,4 +1,5 @@
-//! A wire between an engine and Redis that loses an answer when told to.
+//! A wire between an engine and Redis that loses an answer when told to, or carries
+//! nothing for a while.
 
 use std::sync::{
     Arc,
@@ -8,7 +9,7 @@ use std::sync::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::Notify,
+    sync::{Notify, watch},
 };
 
 /// Listens on a port of its own; every connection leads to the same server.
@@ -17,13 +18,16 @@ pub struct Wire {
     pub port: u16,
     armed: Arc<AtomicBool>,
     lost: Arc<Notify>,
+    /// Nothing is carried, and nobody is told: a partition.
+    silent: watch::Sender<bool>,
 }
 
 impl Wire {
     pub async fn to(server_port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let wire = Self { port, armed: Arc::default(), lost: Arc::default() };
+        let silent = watch::Sender::new(false);
+        let wire = Self { port, armed: Arc::default(), lost: Arc::default(), silent };
         let made = wire.clone();
         // Ends with the test's runtime.
         tokio::spawn(async move {
@@ -46,6 +50,17 @@ impl Wire {
         self.armed.store(true, Ordering::SeqCst);
     }
 
+    /// From now on nothing comes through, in either direction, and no connection is
+    /// refused or closed; until the wire is mended.
+    pub fn cut(&self) {
+        self.silent.send_replace(true);
+    }
+
+    /// What is on its way comes through now.
+    pub fn mend(&self) {
+        self.silent.send_replace(false);
+    }
+
     /// Waits until an answer was lost.
     pub async fn lost(&self) {
         tokio::time::timeout(super::PATIENCE, self.lost.notified()).await.expect("no answer was lost");
@@ -56,11 +71,15 @@ impl Wire {
         let (mut from_server, mut to_server) = server.into_split();
         let doomed = Arc::new(AtomicBool::new(false));
         let (armed, doom) = (self.armed.clone(), doomed.clone());
+        let (mut up_silent, mut down_silent) = (self.silent.subscribe(), self.silent.subscribe());
         let up = async move {
             let mut bytes = vec![0; 1 << 16];
             while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
                 if bytes[..n].windows(7).any(|w| w == b"EVALSHA") && armed.swap(false, Ordering::SeqCst) {
                     doom.store(true, Ordering::SeqCst);
+                }
+                if up_silent.wait_for(|silent| !silent).await.is_err() {
+                    break;
                 }
                 if to_server.write_all(&bytes[..n]).await.is_err() {
                     break;
@@ -72,6 +91,9 @@ impl Wire {
             while let Ok(n @ 1..) = from_server.read(&mut bytes).await {
                 if doomed.load(Ordering::SeqCst) {
                     self.lost.notify_one();
+                    break;
+                }
+                if down_silent.wait_for(|silent| !silent).await.is_err() {
                     break;
                 }
                 if to_client.write_all(&bytes[..n]).await.is_err() {

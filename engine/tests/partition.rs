@@ -1,0 +1,76 @@
+//! A worker that is cut off from Redis for longer than its locks live: nothing arrives,
+//! nothing is refused.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{Bench, PATIENCE, completed, echo, proxy::Wire};
+use mpanel_connect::Redis;
+use mpanel_engine::{CancelCause, Engine, JobContext, JobError, WorkerBuilder, handler_fn};
+use mpanel_producer::EnqueueOptions;
+use mpanel_testkit::eventually;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+const LOCK: Duration = Duration::from_millis(900);
+
+fn short(builder: WorkerBuilder) -> WorkerBuilder {
+    builder.lock(LOCK).stalled_interval(Duration::from_millis(300)).stalls_allowed(5)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_cut_off_loses_its_job_and_comes_back() {
+    let bench = Bench::start().await;
+    let wire = Wire::to(bench.server.port()).await;
+    let far = Engine::builder(Redis::open(&wire.url()).unwrap()).connect().await.unwrap();
+
+    // Its first run ends when it is told to, which is too late: what it has to say must not count.
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let runs = Arc::new(AtomicU32::new(0));
+    let counted = runs.clone();
+    let handler = handler_fn(move |ctx: JobContext, _: Value| {
+        let (tell, runs) = (tell.clone(), counted.clone());
+        async move {
+            if runs.fetch_add(1, Ordering::SeqCst) == 0 {
+                ctx.cancelled().cancelled().await;
+                tell.send(ctx.cancel_cause()).map_err(|e| JobError::retry(e.to_string()))?;
+            }
+            Ok::<_, JobError>("far")
+        }
+    });
+    let far_worker = short(far.worker("q").unwrap()).handle_any(handler).start().unwrap();
+    let job = bench.queue("q").enqueue("a", &json!(1), EnqueueOptions::new()).await.unwrap();
+    eventually("a job at the far worker", PATIENCE, async || {
+        if far_worker.stats().active == 1 { Ok(()) } else { Err(format!("{:?}", far_worker.stats())) }
+    })
+    .await
+    .unwrap();
+
+    wire.cut();
+    let near = short(bench.worker("q")).handle_any(echo()).start().unwrap();
+    bench.counts_become("q", completed(1)).await;
+    // The far handler is told although nothing comes through: its lock cannot live any more.
+    let cause = tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    assert_eq!(cause, Some(CancelCause::LockLost));
+    near.stop(PATIENCE).await;
+
+    wire.mend();
+    let second = bench.queue("q").enqueue("a", &json!(2), EnqueueOptions::new()).await.unwrap();
+    bench.counts_become("q", completed(2)).await;
+    bench.each_has_one_event("q", "completed", &[job.id().clone(), second.id().clone()]).await;
+    let results = [bench.job("q", job.id()).await, bench.job("q", second.id()).await];
+    assert_eq!(
+        results.each_ref().map(|job| job.return_value.as_deref()),
+        [Some(r#"{"echo":1}"#), Some(r#""far""#)]
+    );
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    far_worker.stop(PATIENCE).await;
+}
