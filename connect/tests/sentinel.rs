@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use mpanel_connect::{ConnectError, Redis};
-use mpanel_testkit::{Sentinel, eventually};
+use mpanel_testkit::{Sentinel, eventually, tls::Authority};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -49,6 +49,29 @@ async fn connections_go_over_to_the_new_primary() {
     // The old one comes back, and believes for some seconds that it is the primary.
     old.sigcont().unwrap();
     assert_eq!(port(&Redis::open(&topology.url()).unwrap()).await.unwrap(), new.port());
+}
+
+#[tokio::test]
+async fn sentinels_and_servers_with_tls_fail_over_too() {
+    let authority = Authority::new().unwrap();
+    let topology = Sentinel::tls(&authority).await.unwrap();
+    let (cert, key) = authority.client("worker").unwrap();
+    let files = format!("ca={}&cert={}&key={}", authority.ca().display(), cert.display(), key.display());
+    let url = topology.url();
+    assert!(url.starts_with("rediss+sentinel://"), "{url}");
+    let redis = Redis::open(&format!("{url}?{files}")).unwrap();
+    let old = topology.primary().await.unwrap();
+    assert_eq!(port(&redis).await.unwrap(), old.port());
+    old.kill9();
+    let new = topology.primary_after(old.port()).await.unwrap();
+    let found = eventually("the new primary", PATIENCE, || port(&redis)).await.unwrap();
+    assert_eq!(found, new.port());
+
+    // Whoever shows no certificate, or speaks no TLS, is told so.
+    for url in [format!("{url}?ca={}", authority.ca().display()), url.replace("rediss", "redis")] {
+        let error = Redis::open(&url).unwrap().check().await.unwrap_err();
+        assert!(matches!(error, ConnectError::NoPrimary { .. }), "{error:?}");
+    }
 }
 
 /// Answers every command as a Sentinel that calls `port` the primary.

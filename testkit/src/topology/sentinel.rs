@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{PATIENCE, ask};
 use crate::redis_server::RedisServerBuilder;
+use crate::tls::Authority;
 use crate::{RedisServer, TestkitError, eventually};
 
 /// The name the Sentinels give the primary.
@@ -32,17 +33,35 @@ impl Sentinel {
     pub async fn with(
         settings: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
     ) -> Result<Self, TestkitError> {
+        Self::start_as(settings, None).await
+    }
+
+    /// The same with TLS everywhere: between servers, between Sentinels, and for clients.
+    ///
+    /// # Errors
+    /// As [`Sentinel::start`].
+    pub async fn tls(authority: &Authority) -> Result<Self, TestkitError> {
+        Self::start_as(|server| server, Some(authority)).await
+    }
+
+    async fn start_as(
+        settings: impl Fn(RedisServerBuilder) -> RedisServerBuilder,
+        authority: Option<&Authority>,
+    ) -> Result<Self, TestkitError> {
+        let sealed = |server: RedisServerBuilder| match authority {
+            Some(authority) => server.tls(authority).config("tls-replication yes"),
+            None => server,
+        };
         let common = || {
             let lines = ["min-replicas-to-write 1", "min-replicas-max-lag 10", "repl-diskless-sync-delay 0"];
-            settings(lines.into_iter().fold(RedisServer::builder(), RedisServerBuilder::config))
+            settings(sealed(lines.into_iter().fold(RedisServer::builder(), RedisServerBuilder::config)))
         };
         let primary = common().start().await?;
-        let of = format!("replicaof 127.0.0.1 {}", primary.port());
+        let of = format!("replicaof 127.0.0.1 {}", public_port(&primary));
         let (a, b) = tokio::join!(common().config(&of).start(), common().config(&of).start());
-        let monitor = format!("sentinel monitor {MASTER} 127.0.0.1 {} 2", primary.port());
+        let monitor = format!("sentinel monitor {MASTER} 127.0.0.1 {} 2", public_port(&primary));
         let sentinel = || {
-            RedisServer::builder()
-                .sentinel()
+            sealed(RedisServer::builder().sentinel())
                 .config(&monitor)
                 .config(&format!("sentinel down-after-milliseconds {MASTER} 1000"))
                 .config(&format!("sentinel failover-timeout {MASTER} 4000"))
@@ -76,11 +95,12 @@ impl Sentinel {
         Ok(())
     }
 
-    /// `redis+sentinel://…/fleet` with all three.
+    /// `redis+sentinel://…/fleet` with all three; `rediss+…` where they have TLS.
     pub fn url(&self) -> String {
         let sentinels: Vec<String> =
-            self.sentinels.iter().map(|s| format!("127.0.0.1:{}", s.port())).collect();
-        format!("redis+sentinel://{}/{MASTER}", sentinels.join(","))
+            self.sentinels.iter().map(|s| format!("127.0.0.1:{}", public_port(s))).collect();
+        let tls = if self.sentinels[0].tls_port().is_some() { "s" } else { "" };
+        format!("redis{tls}+sentinel://{}/{MASTER}", sentinels.join(","))
     }
 
     /// The Sentinels.
@@ -102,7 +122,7 @@ impl Sentinel {
         for sentinel in &self.sentinels {
             match ask::<(String, u16)>(sentinel, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).await {
                 Ok((_, port)) => {
-                    if let Some(server) = self.servers.iter().find(|s| s.port() == port) {
+                    if let Some(server) = self.servers.iter().find(|s| public_port(s) == port) {
                         return Ok(server);
                     }
                 }
@@ -167,4 +187,9 @@ impl Sentinel {
         })
         .await
     }
+}
+
+/// The port that others are told.
+fn public_port(server: &RedisServer) -> u16 {
+    server.tls_port().unwrap_or(server.port())
 }
