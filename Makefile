@@ -22,8 +22,9 @@ differential: ## Random job sequences through npm bullmq and through us; SEED=n 
 	@cargo run --quiet --locked -p mpanel-testkit --bin differential -- \
 		--seed $(or $(SEED),1) --count $(or $(COUNT),1000) --steps $(or $(STEPS),30) $(if $(VERSION),--version $(VERSION))
 
-bench: ## Drain 100,000 jobs beside npm bullmq
+bench: ## Enqueue, drain, retry and wait beside npm bullmq and bullmq-official; ARGS=--help
 	@FOR=demo scripts/setup.sh
+	@cargo build --release --locked --quiet --manifest-path bench/peers/Cargo.toml
 	@cargo run --release --locked -p mpanel-bench -- $(ARGS)
 
 fmt: ## Format the code

@@ -1,20 +1,20 @@
-//! `make bench`: mpanel-fleet beside npm bullmq on one private Redis.
+//! `make bench`: mpanel-fleet beside its peers on one private Redis.
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, builder::PossibleValuesParser};
 use mpanel_bench::{
     BoxError,
-    adapter::{AS_ADAPTER, Adapter},
-    cases, fleet,
+    adapter::{AS_ADAPTER, AS_CEILING, Adapter, CEILING, FLEET, NODE, OFFICIAL, SIDES},
+    cases, ceiling, fleet,
     redis_cpu::Meter,
     report::{progress, render},
     runner::run_all,
 };
 use mpanel_testkit::RedisServer;
 
-/// Enqueues and drains no-op jobs by npm bullmq and by mpanel-fleet, in turn, and
-/// compares. Ends with code 1 when mpanel-fleet is worse than Node at anything.
+/// Enqueues and drains no-op jobs by mpanel-fleet and its peers, in turn, and compares.
+/// Ends with code 1 when mpanel-fleet is worse than npm bullmq 5.81.5 at anything.
 #[derive(Debug, Parser)]
 #[command(name = "mpanel-bench", version)]
 struct Cli {
@@ -27,19 +27,25 @@ struct Cli {
     /// Only the cases whose name contains one of these (comma list).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Which npm bullmq: bullmq-5 (5.81.5), bullmq-5.28 or bullmq-6.
-    #[arg(long, default_value = "bullmq-5")]
-    bullmq: String,
+    /// Beside whom (comma list).
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(&SIDES[1..]),
+        default_values = DEFAULT_PEERS)]
+    peers: Vec<String>,
     /// All runs as one JSON document on standard output instead of tables.
     #[arg(long)]
     json: bool,
 }
 
+const DEFAULT_PEERS: [&str; 3] = [CEILING, NODE, OFFICIAL];
+
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    if std::env::args().nth(1).as_deref() == Some(AS_ADAPTER) {
+    let first = std::env::args().nth(1).unwrap_or_default();
+    if first == AS_ADAPTER || first == AS_CEILING {
         let cli = fleet::Cli::parse_from(std::env::args().skip(1));
-        say(&serde_json::to_string(&Box::pin(fleet::run(cli)).await?)?);
+        let answer =
+            if first == AS_ADAPTER { Box::pin(fleet::run(cli)).await? } else { ceiling::run(cli).await? };
+        say(&serde_json::to_string(&answer)?);
         return Ok(ExitCode::SUCCESS);
     }
     Box::pin(bench(Cli::parse())).await
@@ -57,16 +63,19 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
     let conn =
         mpanel_connect::Redis::open(&redis.url())?.dedicated("bench", None, Duration::from_secs(60)).await?;
     let mut meter = Meter::new(conn).await?;
-    let sides = [Adapter::node(&cli.bullmq, &redis.url()).await?, Adapter::fleet(&redis.url()).await?];
+    let mut sides = Vec::new();
+    for key in SIDES.iter().filter(|key| **key == FLEET || cli.peers.iter().any(|peer| peer == *key)) {
+        sides.push(Adapter::open(key, &redis.url()).await?);
+    }
+    let names: Vec<_> = sides.iter().map(|side| side.name.as_str()).collect();
     progress(&format!(
-        "{} cases, {} repetitions, {} and {} on a private Redis",
+        "{} cases, {} repetitions on a private Redis: {}",
         cases.len(),
         cli.repetitions,
-        sides[0].name,
-        sides[1].name
+        names.join(", ")
     ));
     let runs = run_all(&cases, &sides, cli.repetitions.max(1), &mut meter).await?;
-    let (text, worse) = render(&cases, &runs, [&sides[0].name, &sides[1].name]);
+    let (text, worse) = render(&cases, &runs, &sides);
     if cli.json {
         say(&serde_json::to_string(&runs)?);
     } else {

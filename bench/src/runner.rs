@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     BoxError,
-    adapter::{Adapter, QUEUE, Side},
+    adapter::{Adapter, QUEUE},
     cases::{Case, Leaves},
     contract::Answer,
     redis_cpu::{Meter, ServerCost},
@@ -21,7 +21,7 @@ pub struct Run {
     /// Which repetition, from 1.
     pub repetition: u32,
     /// Whose.
-    pub side: Side,
+    pub side: String,
     /// What the client measured.
     pub answer: Answer,
     /// What the server spent.
@@ -71,16 +71,18 @@ impl Run {
 /// The first run that fails, or that leaves something else than it must.
 pub async fn run_all(
     cases: &[Case],
-    sides: &[Adapter; 2],
+    sides: &[Adapter],
     repetitions: u32,
     meter: &mut Meter,
 ) -> Result<Vec<Run>, BoxError> {
     let mut runs = Vec::new();
     for repetition in 1..=repetitions {
         for case in cases {
+            let mut order: Vec<&Adapter> = sides.iter().filter(|side| side.serves(case)).collect();
             // Who goes first changes, so that drift of the machine favours nobody.
-            let order = if repetition % 2 == 1 { [0, 1] } else { [1, 0] };
-            for adapter in order.map(|i| &sides[i]) {
+            let first = repetition as usize % order.len().max(1);
+            order.rotate_left(first);
+            for adapter in order {
                 let run = run_one(case, adapter, repetition, meter).await?;
                 progress(&said(case, adapter, &run, repetitions));
                 runs.push(run);
@@ -103,17 +105,17 @@ async fn run_one(
     meter.begin().await?;
     let answer = adapter.run(case.verb, case.n, &case.options).await?;
     let server = meter.end().await?;
-    check(case, &answer, meter.conn())
-        .await
-        .map_err(|e| format!("{} by {}: {e}", case.name, adapter.name))?;
-    Ok(Run { case: case.name, repetition, side: adapter.side, answer, server })
+    if answer.n != case.n {
+        return Err(
+            format!("{} by {}: {} jobs instead of {}", case.name, adapter.name, answer.n, case.n).into()
+        );
+    }
+    check(case, meter.conn()).await.map_err(|e| format!("{} by {}: {e}", case.name, adapter.name))?;
+    Ok(Run { case: case.name, repetition, side: adapter.key.clone(), answer, server })
 }
 
 /// What is left must be what the case leaves; a fast run that lost jobs is no result.
-async fn check(case: &Case, answer: &Answer, conn: &mut Conn) -> Result<(), BoxError> {
-    if answer.n != case.n {
-        return Err(format!("{} jobs instead of {}", answer.n, case.n).into());
-    }
+async fn check(case: &Case, conn: &mut Conn) -> Result<(), BoxError> {
     let (waiting, completed) = match case.leaves {
         Leaves::Waiting => (case.n, 0),
         Leaves::Completed(n) => (0, n),

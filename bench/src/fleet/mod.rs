@@ -30,12 +30,14 @@ pub struct Cli {
     /// The queue.
     #[arg(long, env = "BENCH_QUEUE", default_value = "bench", global = true)]
     pub queue: String,
+    /// What to do.
     #[command(subcommand)]
-    verb: Verb,
+    pub verb: Verb,
 }
 
+/// What an adapter can be asked to do.
 #[derive(Debug, Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Who this is.
     Version {
         /// Ignored; the contract gives every verb a number.
@@ -54,62 +56,74 @@ enum Verb {
     Produce(Produce),
 }
 
+/// How jobs are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
+pub enum Mode {
+    /// One call a job.
     Single,
+    /// Many jobs a call.
     Bulk,
 }
 
+/// Options of `enqueue`.
 #[derive(Debug, Args)]
-struct Enqueue {
-    n: u64,
+pub struct Enqueue {
+    /// How many jobs.
+    pub n: u64,
     /// One call a job, or many jobs a call.
     #[arg(long, value_enum, default_value = "bulk")]
-    mode: Mode,
+    pub mode: Mode,
     /// Jobs of a bulk call.
     #[arg(long, default_value_t = 1000)]
-    batch: u64,
+    pub batch: u64,
     /// Calls in flight with `--mode single`.
     #[arg(long, default_value_t = 200)]
-    window: u64,
+    pub window: u64,
     /// The jobs say how many completed ones stay.
     #[arg(long)]
-    keep: Option<i64>,
+    pub keep: Option<i64>,
     /// Attempts of each job.
     #[arg(long)]
-    attempts: Option<u32>,
+    pub attempts: Option<u32>,
     /// Fixed backoff, ms.
     #[arg(long)]
-    backoff: Option<u32>,
+    pub backoff: Option<u32>,
 }
 
+/// Options of `drain` and `retry`.
 #[derive(Debug, Args)]
-struct Drain {
-    n: u64,
+pub struct Drain {
+    /// How many jobs.
+    pub n: u64,
     /// Jobs at once.
     #[arg(long, default_value_t = 50)]
-    concurrency: usize,
+    pub concurrency: usize,
     /// The worker says how many completed jobs stay.
     #[arg(long, default_value_t = 0)]
-    keep: i64,
+    pub keep: i64,
 }
 
+/// Options of `latency`.
 #[derive(Debug, Args)]
-struct Latency {
-    n: u64,
+pub struct Latency {
+    /// How many jobs.
+    pub n: u64,
     /// Pause between two jobs.
     #[arg(long, default_value_t = 5)]
-    interval_ms: u64,
+    pub interval_ms: u64,
     /// Jobs at once.
     #[arg(long, default_value_t = 50)]
-    concurrency: usize,
+    pub concurrency: usize,
 }
 
+/// Options of `produce`.
 #[derive(Debug, Args)]
-struct Produce {
-    n: u64,
+pub struct Produce {
+    /// How many jobs.
+    pub n: u64,
+    /// Pause between two jobs.
     #[arg(long, default_value_t = 5)]
-    interval_ms: u64,
+    pub interval_ms: u64,
 }
 
 /// Runs one verb.
@@ -130,17 +144,17 @@ pub async fn run(cli: Cli) -> Result<Answer, BoxError> {
 }
 
 /// A timed window of the process.
-struct Window {
+pub(crate) struct Window {
     began: Instant,
     cpu_ms: f64,
 }
 
 impl Window {
-    fn open() -> std::io::Result<Self> {
+    pub(crate) fn open() -> std::io::Result<Self> {
         Ok(Self { cpu_ms: own_cpu_ms()?, began: Instant::now() })
     }
 
-    fn close(&self, n: u64) -> std::io::Result<Answer> {
+    pub(crate) fn close(&self, n: u64) -> std::io::Result<Answer> {
         let wall_ms = self.began.elapsed().as_secs_f64() * 1000.0;
         let cpu_ms = own_cpu_ms()? - self.cpu_ms;
         Ok(Answer { n, wall_ms, cpu_ms, rss_kb: own_rss_kb()?, ..Answer::default() })
