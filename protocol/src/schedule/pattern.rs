@@ -387,7 +387,8 @@ mod tests {
         assert!(Pattern::parse("@weekdays", Peer::V6).is_ok());
         assert!(Pattern::parse("5,5 * * * *", Peer::V5).is_ok());
         assert!(Pattern::parse("5,5 * * * *", Peer::V6).is_err());
-        assert!(Pattern::parse("0 0 31 2 *", Peer::V5).is_err());
-        assert!(Pattern::parse("0 0 31 2 *", Peer::V6).is_ok());
+        assert!(Pattern::parse("0 0 31 2 *", Peer::V6).is_err());
+        assert!(Pattern::parse("0 0 31 2 1", Peer::V5).is_err());
+        assert!(Pattern::parse("0 0 31 2 1", Peer::V6).is_ok());
     }
 }
