@@ -161,9 +161,11 @@ impl Pump {
             self.gather();
             let stopping = self.shared.stop.is_cancelled();
             if self.is_call_due(stopping) {
-                // Handlers that need no more than a moment end before the call and share it.
-                tokio::task::yield_now().await;
-                self.gather();
+                if !self.running.is_empty() {
+                    // Handlers that need no more than a moment end before the call and share it.
+                    tokio::task::yield_now().await;
+                    self.gather();
+                }
                 let token = LockToken::new(format!("{worker_id}:{}", CALLS.fetch_add(1, Ordering::Relaxed)));
                 self.call_out(stopping, token);
                 continue;

@@ -94,7 +94,8 @@ local freed, dead, deads = {}, {}, 0 -- attempts that ended: their stalled mark;
 local keeping                        -- retention owed: { set, count, age, limits, limit }, applied when it changes
 local added = {}                     -- set to the scores and ids it is owed
 local ended = { completed = 0, failed = 0 }
-local anyDelayed, trimmed = false, false
+local anyDelayed, anyWaiting, trimmed = false, false, false
+local back, front = {}, {}           -- ids owed to the ends of the line
 
 local function settleRetention()
   for set, list in pairs(added) do call("ZADD", P .. set, unpack(list)) end
@@ -194,11 +195,22 @@ if kinds.again then
     local delay = group[9] or 0
     if kind == RETRY then
       call("HSET", key, unpack(fields))
-      pushJob(q, id, priority, group[10] and "RPUSH" or "LPUSH")
+      if priority > 0 then
+        call("ZADD", P .. "prioritized", priorityScore(q, priority), id)
+      else
+        local list = group[10] and front or back
+        list[#list + 1] = id
+      end
+      anyWaiting = true
       call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
     elseif kind == RELEASE then
       if delay > 0 then call("SET", P .. "limiter", "9007199254740991", "PX", delay) end
-      pushFirst(q, id, priority)
+      if priority > 0 then
+        call("ZADD", P .. "prioritized", priority * TWO32, id)
+      else
+        front[#front + 1] = id
+      end
+      anyWaiting = true
       call("XADD", q.events, "*", "event", "waiting", "jobId", id, "prev", "active")
     elseif kind == CHILDREN then
       call("ZADD", P .. "waiting-children", nowText, id)
@@ -285,6 +297,12 @@ if active then
     call("DEL", activeKey)
     if last > 0 then call("RPUSH", activeKey, unpack(stay)) end
   end
+end
+
+if anyWaiting then
+  if #back > 0 then call("LPUSH", targetList(q), unpack(back)) end
+  if #front > 0 then call("RPUSH", targetList(q), unpack(front)) end
+  wake(q)
 end
 
 -- The queue's metrics: what ended in this minute, and a point for each minute before.
