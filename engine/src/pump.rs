@@ -176,9 +176,7 @@ impl Pump {
             self.publish();
             self.rest(stopping).await;
         }
-        if self.waiting {
-            self.end_wait().await;
-        }
+        self.end_wait().await;
         // Given back or not, their locks expire and the jobs are rescued.
         let _ = tokio::time::timeout(GIVE_BACK_GRACE, async {
             while self.given_back.join_next().await.is_some() {}
@@ -217,10 +215,14 @@ impl Pump {
     }
 
     /// Nothing may be taken from the marker on our behalf any more, and what was
-    /// taken is put back for the others.
+    /// taken, with no fetch after it, is put back for the others.
     async fn end_wait(&mut self) {
-        self.waiter.end(&self.shared.engine.redis).await;
-        self.waiting = false;
+        if self.waiting {
+            self.waiter.end(&self.shared.engine.redis).await;
+            self.waiting = false;
+        } else if self.fetch != Fetch::Now && !self.look_again {
+            return;
+        }
         restore_marker(&self.shared).await;
     }
 
@@ -286,9 +288,7 @@ impl Pump {
     /// The worker was paused, went on, or has another number of slots.
     async fn controlled(&mut self) {
         if self.control.borrow_and_update().paused {
-            if self.waiting {
-                self.end_wait().await;
-            }
+            self.end_wait().await;
         } else if matches!(self.fetch, Fetch::OnMarker { .. }) {
             self.fetch = Fetch::Now;
         }
