@@ -218,7 +218,7 @@ if kinds.again then
     else
       fields[#fields + 1], fields[#fields + 2] = "delay", delay
       call("HSET", key, unpack(fields))
-      call("ZADD", P .. "delayed", delayedScore(q, now + delay), id)
+      call("ZADD", P .. "delayed", rare().delayedScore(q, now + delay), id)
       call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", now + delay)
       anyDelayed = true
     end

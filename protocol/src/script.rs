@@ -170,57 +170,57 @@ macro_rules! scripts {
 
 scripts! {
     /// `lua/addJobs.lua`
-    ADD_JOBS = "addJobs" ["queue", "push", "rare_begin", "parents", "remove", "dedup", "rare_end"];
+    ADD_JOBS = "addJobs" ["queue", "score", "push", "rare_begin", "keys", "parents", "remove", "dedup", "rare_end"];
     /// `lua/fetchJobs.lua`
-    FETCH_JOBS = "fetchJobs" ["queue", "push", "take"];
+    FETCH_JOBS = "fetchJobs" ["queue", "score", "promote", "take"];
     /// `lua/finishJobs.lua`
-    FINISH_JOBS = "finishJobs" ["queue", "push", "rare_begin", "parents", "remove", "dedup", "rare_end", "take"];
+    FINISH_JOBS = "finishJobs" ["queue", "score", "promote", "rare_begin", "push", "keys", "parents", "remove", "dedup", "rare_end", "take"];
     /// `lua/extendLocks.lua`
     EXTEND_LOCKS = "extendLocks" ["queue"];
     /// `lua/rescueStalled.lua`
     RESCUE_STALLED = "rescueStalled" ["queue"];
     /// `lua/cancelJob.lua`
-    CANCEL_JOB = "cancelJob" ["queue", "push", "parents"];
+    CANCEL_JOB = "cancelJob" ["queue", "score", "push", "keys", "parents"];
     /// `lua/findCancelled.lua`
     FIND_CANCELLED = "findCancelled" ["queue"];
     /// `lua/updateJob.lua`
     UPDATE_JOB = "updateJob" ["queue"];
     /// `lua/reprocessJob.lua`
-    REPROCESS_JOB = "reprocessJob" ["queue", "push", "regain"];
+    REPROCESS_JOB = "reprocessJob" ["queue", "score", "push", "regain"];
     /// `lua/requeueJobs.lua`
     REQUEUE_JOBS = "requeueJobs" ["queue", "regain"];
     /// `lua/promoteJob.lua`
-    PROMOTE_JOB = "promoteJob" ["queue", "push"];
+    PROMOTE_JOB = "promoteJob" ["queue", "score", "push"];
     /// `lua/changeDelay.lua`
-    CHANGE_DELAY = "changeDelay" ["queue", "push"];
+    CHANGE_DELAY = "changeDelay" ["queue", "score", "push"];
     /// `lua/changePriority.lua`
-    CHANGE_PRIORITY = "changePriority" ["queue", "push"];
+    CHANGE_PRIORITY = "changePriority" ["queue", "score", "push"];
     /// `lua/pauseQueue.lua`
     PAUSE_QUEUE = "pauseQueue" ["queue"];
     /// `lua/resumeQueue.lua`
     RESUME_QUEUE = "resumeQueue" ["queue"];
     /// `lua/removeJob.lua`
-    REMOVE_JOB = "removeJob" ["queue", "push", "parents", "remove", "current"];
+    REMOVE_JOB = "removeJob" ["queue", "score", "push", "keys", "parents", "remove", "current"];
     /// `lua/findLock.lua`
     FIND_LOCK = "findLock" ["queue"];
     /// `lua/drainQueue.lua`
-    DRAIN_QUEUE = "drainQueue" ["queue", "push", "parents", "remove", "current"];
+    DRAIN_QUEUE = "drainQueue" ["queue", "score", "push", "keys", "parents", "remove", "current"];
     /// `lua/cleanJobs.lua`
-    CLEAN_JOBS = "cleanJobs" ["queue", "push", "parents", "remove", "current"];
+    CLEAN_JOBS = "cleanJobs" ["queue", "score", "push", "keys", "parents", "remove", "current"];
     /// `lua/obliterateQueue.lua`
-    OBLITERATE_QUEUE = "obliterateQueue" ["queue", "push", "parents", "remove"];
+    OBLITERATE_QUEUE = "obliterateQueue" ["queue", "score", "push", "keys", "parents", "remove"];
     /// `lua/settleFlow.lua`
-    SETTLE_FLOW = "settleFlow" ["queue", "push", "parents"];
+    SETTLE_FLOW = "settleFlow" ["queue", "score", "push", "keys", "parents"];
     /// `lua/forgetParent.lua`
-    FORGET_PARENT = "forgetParent" ["queue", "push", "parents"];
+    FORGET_PARENT = "forgetParent" ["queue", "score", "push", "keys", "parents"];
     /// `lua/upsertScheduler.lua`
-    UPSERT_SCHEDULER = "upsertScheduler" ["queue", "push", "parents", "remove", "iteration"];
+    UPSERT_SCHEDULER = "upsertScheduler" ["queue", "score", "push", "keys", "parents", "remove", "iteration"];
     /// `lua/continueSchedulers.lua`
-    CONTINUE_SCHEDULERS = "continueSchedulers" ["queue", "push", "iteration"];
+    CONTINUE_SCHEDULERS = "continueSchedulers" ["queue", "score", "push", "iteration"];
     /// `lua/removeScheduler.lua`
     REMOVE_SCHEDULER = "removeScheduler" ["queue"];
     /// `lua/storeRepeatable.lua`
-    STORE_REPEATABLE = "storeRepeatable" ["queue", "push", "parents", "remove", "iteration"];
+    STORE_REPEATABLE = "storeRepeatable" ["queue", "score", "push", "keys", "parents", "remove", "iteration"];
     /// `lua/jobState.lua`
     JOB_STATE = "jobState" ["queue"];
     /// `lua/removeOrphans.lua`

@@ -1,5 +1,5 @@
 -- parents: what a child's end, or its removal, means for its parent (flows).
--- Parents may live in another queue under the same hash tag. Needs queue, push.
+-- Parents may live in another queue under the same hash tag. Needs queue, push, keys.
 
 local opened = {}
 

@@ -2,6 +2,7 @@
     childCompleted = childCompleted,
     childFailed = childFailed,
     claimDedup = claimDedup,
+    delayedScore = delayedScore,
     forgetChild = forgetChild,
     keepJobs = keepJobs,
     releaseDedup = releaseDedup,

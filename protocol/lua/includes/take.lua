@@ -1,4 +1,4 @@
--- take: the one way a job becomes active. Needs queue, push.
+-- take: the one way a job becomes active. Needs queue, promote.
 
 -- The fields a worker needs of a job.
 local function readJob(key)
@@ -60,7 +60,12 @@ local function take(q, now, nowText, slots, token, lockMs, limiterMax, limiterMs
     return { {}, 0, 0, 0, {} }
   end
 
-  local ids = call("RPOP", base .. "wait", slots) or {}
+  local ids
+  if slots == 1 then
+    ids = { call("RPOP", base .. "wait") or nil }
+  else
+    ids = call("RPOP", base .. "wait", slots) or {}
+  end
   local legacy = false
   for i = 1, #ids do
     if sub(ids[i], 1, 2) == "0:" then legacy = true end
