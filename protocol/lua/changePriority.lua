@@ -18,7 +18,7 @@ local inLine = call("ZREM", P .. "prioritized", id) == 1
   or call("LREM", P .. "wait", -1, id) == 1
   or call("LREM", P .. "paused", -1, id) == 1
 if inLine then
-  if priority > 0 and lifo then
+  if priority ~= 0 and lifo then
     pushFirst(q, id, priority)
   else
     pushJob(q, id, priority, lifo and "RPUSH" or "LPUSH")

@@ -181,7 +181,7 @@ local function again(item, key, f, kind)
     call("XADD", q.events, "*", "event", "waiting-children", "jobId", id, "prev", "active")
   else
     local delay = item[10] or 0
-    local at = now + delay
+    local at = delay > 0 and now + delay or now
     fields[#fields + 1], fields[#fields + 2] = "delay", delay
     call("HSET", key, unpack(fields))
     call("ZADD", P .. "delayed", delayedScore(q, at), id)

@@ -8,7 +8,7 @@ end
 
 -- Puts one job in line. `command` is LPUSH (back of the line) or RPUSH (next).
 local function pushJob(q, id, priority, command)
-  if priority > 0 then
+  if priority ~= 0 then
     call("ZADD", q.P .. "prioritized", priorityScore(q, priority), id)
   else
     call(command, targetList(q), id)
@@ -18,7 +18,7 @@ end
 
 -- Puts one job at the head of its priority, as released jobs are.
 local function pushFirst(q, id, priority)
-  if priority > 0 then
+  if priority ~= 0 then
     call("ZADD", q.P .. "prioritized", priority * TWO32, id)
   else
     call("RPUSH", targetList(q), id)
@@ -56,7 +56,7 @@ local function promoteDue(q, now)
     local f = tryCall("HMGET", key, "priority", "name")
     if not f.err and f[2] then
       local priority = tonumber(f[1]) or 0
-      if priority > 0 then
+      if priority ~= 0 then
         call("ZADD", q.P .. "prioritized", priorityScore(q, priority), id)
       else
         plain[#plain + 1] = id

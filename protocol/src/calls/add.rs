@@ -86,8 +86,8 @@ struct Row<'a>(
     &'a str,
     String,
     i64,
-    f64,
-    i64,
+    wire::Number,
+    wire::Number,
     bool,
     OrFalse<(&'a str, &'a str, bool)>,
     bool,
@@ -96,7 +96,7 @@ struct Row<'a>(
 );
 
 fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
-    let opts = serde_json::to_string(&job.options).map_err(|e| ScriptError::Encoding(e.to_string()))?;
+    let opts = job.options.to_stored().map_err(|e| ScriptError::Encoding(e.to_string()))?;
     let dedup = job.options.deduplication.as_ref().filter(|d| !d.id.is_empty()).map(|d| {
         (
             d.id.as_str(),
@@ -113,9 +113,9 @@ fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
         &job.data,
         opts,
         job.timestamp.0,
-        // As given: Node stores fractions, too.
-        job.options.delay.unwrap_or(0.0),
-        job.options.priority.map_or(0, crate::backoff::saturating_ms),
+        // As given: Node stores fractions and signs, too.
+        wire::Number(job.options.delay.unwrap_or(0.0)),
+        wire::Number(job.options.priority.unwrap_or(0.0)),
         job.options.is_lifo(),
         OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str(), settle_later))),
         job.waits_for_children,

@@ -50,12 +50,12 @@ pub enum Transition {
         /// Why it failed.
         failure: Failure,
         /// Pause, ms.
-        delay_ms: i64,
+        delay_ms: f64,
     },
     /// Later, and no attempt is counted: active -> delayed.
     Snooze {
         /// Pause, ms.
-        delay_ms: i64,
+        delay_ms: f64,
     },
     /// Given back as it was: active -> next in line; no attempt is counted.
     Release,
@@ -140,7 +140,7 @@ struct Row<'a> {
     keep_age_s: OrFalse<f64>,
     keep_limit: OrFalse<i64>,
     attempts_allowed: u32,
-    delay_ms: i64,
+    delay_ms: f64,
     lifo: bool,
     trace: OrFalse<&'a str>,
 }
@@ -151,7 +151,7 @@ impl Row<'_> {
             12
         } else if self.lifo {
             11
-        } else if self.delay_ms != 0 {
+        } else if self.delay_ms != 0.0 {
             10
         } else if self.attempts_allowed != 0 {
             9
@@ -193,7 +193,7 @@ impl Serialize for Row<'_> {
             row.serialize_element(&self.attempts_allowed)?;
         }
         if len > 9 {
-            row.serialize_element(&self.delay_ms)?;
+            row.serialize_element(&wire::Number(self.delay_ms))?;
         }
         if len > 10 {
             row.serialize_element(&self.lifo)?;
@@ -216,7 +216,7 @@ fn row(finish: &Finish) -> Row<'_> {
         keep_age_s: OrFalse(None),
         keep_limit: OrFalse(None),
         attempts_allowed: 0,
-        delay_ms: 0,
+        delay_ms: 0.0,
         lifo: false,
         trace: OrFalse(None),
     };
@@ -260,7 +260,9 @@ fn row(finish: &Finish) -> Row<'_> {
         Transition::Release => row.kind = 6,
         Transition::Limit { pause_ms } => {
             row.kind = 6;
-            row.delay_ms = (*pause_ms).max(1);
+            #[expect(clippy::cast_precision_loss, reason = "a pause in ms")]
+            let pause = (*pause_ms).max(1) as f64;
+            row.delay_ms = pause;
         }
         Transition::AwaitChildren { child_key } => {
             row.kind = 7;
