@@ -190,6 +190,9 @@ impl Batcher {
     async fn introduce(&self, link: &Link) -> Result<(), ScriptError> {
         let mut conn = link.conn.clone();
         permitted(&self.permitted, &mut conn, &self.keys).await?;
+        if self.rules.skip_meta {
+            return Ok(());
+        }
         introduce(&self.keys, &mut conn).await.map_err(|source| ScriptError::Redis { script: "meta", source })
     }
 

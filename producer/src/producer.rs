@@ -57,6 +57,7 @@ pub struct ProducerBuilder {
     keyring: Option<Arc<Keyring>>,
     lane: Lane,
     as_node: bool,
+    skip_meta: bool,
 }
 
 impl ProducerBuilder {
@@ -118,10 +119,19 @@ impl ProducerBuilder {
     }
 
     /// Takes what Node's producer takes even where it can only harm: names of any
-    /// length, negative delays, flows whose jobs wait for themselves. For
+    /// length, negative delays, priorities and creation times, deduplication of a
+    /// schedule's jobs, flows whose jobs wait for themselves or lie in queues whose
+    /// names hold a colon. For
     /// comparisons with Node and for programs that relay foreign jobs.
     pub fn as_node(mut self) -> Self {
         self.as_node = true;
+        self
+    }
+
+    /// Leaves the queues' `meta` alone, as Node's option `skipMetasUpdate` does: no
+    /// version and no length of the event stream is noted there.
+    pub fn skip_metas_update(mut self) -> Self {
+        self.skip_meta = true;
         self
     }
 
@@ -161,6 +171,7 @@ impl ProducerBuilder {
                 size_limit: self.size_limit,
                 keyring: self.keyring,
                 as_node: self.as_node,
+                skip_meta: self.skip_meta,
                 cluster,
             },
             lane: self.lane,
@@ -210,6 +221,7 @@ impl Producer {
             size_limit: SIZE_LIMIT,
             keyring: None,
             as_node: false,
+            skip_meta: false,
             lane: Lane::default(),
         }
     }

@@ -111,6 +111,7 @@ impl Outbox {
             size_limit: SIZE_LIMIT,
             keyring: None,
             as_node: false,
+            skip_meta: false,
             cluster: false,
         };
         Self { rules }

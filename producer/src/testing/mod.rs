@@ -85,6 +85,7 @@ pub fn recording_with(clock: Arc<dyn Clock>, keyring: Option<Arc<Keyring>>) -> (
             size_limit: SIZE_LIMIT,
             keyring,
             as_node: false,
+            skip_meta: false,
             cluster: false,
         },
         lane: Lane::default(),
