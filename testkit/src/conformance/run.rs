@@ -135,6 +135,8 @@ plain_errors!(ScriptError, redis::RedisError, serde_json::Error, TestkitError, m
 type StepResult = Result<Value, StepError>;
 
 struct Runner<'a> {
+    /// Jobs may go by retention, or in favour of others.
+    may_remove: bool,
     redis: &'a Redis,
     peer: Peer,
     clock: Arc<VirtualClock>,
@@ -173,7 +175,9 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
             .and_then(|starts| u32::try_from(starts).ok().filter(|starts| *starts > 0)),
         peer,
     };
+    let text = json!([scenario.steps, scenario.queue_options, scenario.worker_options]).to_string();
     let mut runner = Runner {
+        may_remove: text.contains("removeOn") || text.contains("\"replace\""),
         redis,
         peer,
         clock,
@@ -185,12 +189,18 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
     };
     let mut results = Vec::new();
     let mut partings = Vec::new();
+    let has_colon_id = scenario.steps.iter().any(|step| names_colon_id(&Value::Object(step.clone())));
     for (at, step) in scenario.steps.iter().enumerate() {
         let op = step.get("op").and_then(Value::as_str).unwrap_or_default();
         if op == "drain" && runner.drains_around_iterations(step).await? {
             partings.push((at, rules::DRAINED_ITERATION));
         }
-        if matches!(op, "remove" | "drain" | "clean") && runner.has_colon_family().await? {
+        let removes = match op {
+            "remove" | "drain" | "clean" | "obliterate" => true,
+            "complete" | "fail" | "process" | "add" | "addBulk" => runner.may_remove,
+            _ => false,
+        };
+        if removes && has_colon_id && runner.has_colon_family().await? {
             partings.push((at, rules::COLON_FAMILY));
         }
         let result = runner.step(op, step).await;
@@ -209,6 +219,17 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
     let keys = entries.iter().cloned().collect();
     entries.retain(|(key, _)| key.contains(RANDOM_ID));
     Ok(Outcome { results, keys, namesakes: entries, partings })
+}
+
+/// Whether a job's id holds a colon.
+fn names_colon_id(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(name, value)| {
+            (name == "jobId" && value.as_str().is_some_and(|id| id.contains(':'))) || names_colon_id(value)
+        }),
+        Value::Array(items) => items.iter().any(names_colon_id),
+        _ => false,
+    }
 }
 
 fn text<'s>(step: &'s Map<String, Value>, name: &str) -> Option<&'s str> {
