@@ -76,6 +76,17 @@ impl Rules {
         Ok(())
     }
 
+    /// [`validate`]; as Node, which looks at the upper end of a priority only, and at no
+    /// time.
+    pub(crate) fn validate(&self, options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
+        if !self.as_node {
+            return validate(options);
+        }
+        let priority = options.priority.filter(|n| *n >= 0.0 || n.fract() != 0.0);
+        let job_id = options.job_id.clone().filter(|id| !id.is_empty());
+        validate(&JobOptions { priority, job_id, delay: None, timestamp: None, ..options.clone() })
+    }
+
     /// What Node takes although it can only harm.
     fn stricter(&self, options: &JobOptions) -> Result<(), EnqueueError> {
         if options.delay.is_some_and(|delay| delay < 0.0) && !self.as_node {
@@ -112,15 +123,7 @@ impl Rules {
         }
         let write = |e: serde_json::Error| EnqueueError::Payload(e.to_string());
         self.stricter(&options)?;
-        let given_id = if self.as_node {
-            // Node looks at the upper end of a priority only, and at no time.
-            let priority = options.priority.filter(|n| *n >= 0.0 || n.fract() != 0.0);
-            let job_id = options.job_id.clone().filter(|id| !id.is_empty());
-            validate(&JobOptions { priority, job_id, delay: None, timestamp: None, ..options.clone() })?
-        } else {
-            validate(&options)?
-        };
-        let mut id = given_id.or(id);
+        let mut id = self.validate(&options)?.or(id);
         let data = if unique.is_none() && sealed.is_empty() {
             serde_json::to_string(data).map_err(write)?
         } else {

@@ -22,7 +22,7 @@ use crate::{
     error::EnqueueError,
     options::EnqueueOptions,
     producer::{Backend, Producer, permitted},
-    rules::{parent_of, validate},
+    rules::parent_of,
 };
 
 /// What the jobs of a scheduler carry.
@@ -155,7 +155,8 @@ impl Schedules {
         let checked: JobOptions = serde_json::from_value(Value::Object(options.clone()))
             .map_err(|e| EnqueueError::Option { option: "template.opts", why: e.to_string() })?;
         self.unlike(&checked)?;
-        validate(&JobOptions { job_id: None, deduplication: None, ..checked })?;
+        let checked = JobOptions { job_id: None, deduplication: None, ..checked };
+        self.producer.rules.validate(&checked)?;
         let data = if data.is_null() { "{}".to_owned() } else { data.to_string() };
         self.check_size(data.len())?;
         let (now, peer) = (self.producer.rules.clock.now(), self.producer.peer);
@@ -234,7 +235,7 @@ impl Schedules {
         self.producer.rules.short("job name", name)?;
         // The id given is part of the key and no job's.
         self.unlike(&options.inner)?;
-        validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
+        self.producer.rules.validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
         let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
         self.check_size(data.len())?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; positive")]

@@ -19,7 +19,8 @@ local inLine = call("ZREM", P .. "prioritized", id) == 1
   or call("LREM", P .. "paused", -1, id) == 1
 if inLine then
   if priority ~= 0 and lifo then
-    pushFirst(q, id, priority)
+    call("ZADD", P .. "prioritized", priority * TWO32, id)
+    wake(q)
   else
     pushJob(q, id, priority, lifo and "RPUSH" or "LPUSH")
   end

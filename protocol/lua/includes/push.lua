@@ -18,7 +18,7 @@ end
 
 -- Puts one job at the head of its priority, as released jobs are.
 local function pushFirst(q, id, priority)
-  if priority ~= 0 then
+  if priority > 0 then
     call("ZADD", q.P .. "prioritized", priority * TWO32, id)
   else
     call("RPUSH", targetList(q), id)

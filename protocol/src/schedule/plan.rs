@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::{Repeat, Rhythm, ScheduleError, SchedulerId, Zone};
 use crate::{
-    backoff::saturating_ms, calls::add::NewJob, ids::JobId, job::FetchedJob, lenient, lua_json,
-    options::JobOptions, peer::Peer, time::TimestampMs,
+    calls::add::NewJob, ids::JobId, job::FetchedJob, lenient, lua_json, options::JobOptions, peer::Peer,
+    time::TimestampMs,
 };
 
 /// What the next job of a scheduler carries, apart from what the script finds.
@@ -126,7 +126,8 @@ fn scheduled_options(
     options.insert("repeat".to_owned(), object(repeat));
     options.insert("repeatJobKey".to_owned(), scheduler.into());
     options.insert("timestamp".to_owned(), now.0.into());
-    let number = |name: &str| options.get(name).and_then(lenient::number).map_or(0, saturating_ms);
+    #[expect(clippy::cast_possible_truncation, reason = "a small number; saturates")]
+    let number = |name: &str| options.get(name).and_then(lenient::number).map_or(0, |n| n as i64);
     let (priority, lifo) =
         (number("priority"), options.get("lifo").and_then(lenient::truth).unwrap_or(false));
     let dedup_id = options.get("de").and_then(|de| de["id"].as_str()).map(ToOwned::to_owned);
