@@ -30,7 +30,7 @@ use crate::{
 
 /// How long a job waits when its last failure could not be recorded by the
 /// handler's `on_failed`; no attempt is counted.
-const RECORD_RETRY_MS: i64 = 5_000;
+const RECORD_RETRY_MS: f64 = 5_000.0;
 
 /// What the pump learns of an attempt.
 #[derive(Debug)]
@@ -330,7 +330,8 @@ pub(crate) fn judge(answer: Answer, cancellation: &Cancellation) -> Verdict {
 pub(crate) fn yielded(to: Yield) -> Ended {
     Ended::By(match to {
         Yield::WaitsForChildren => return Ended::Elsewhere,
-        Yield::Snooze(delay) => Transition::Snooze { delay_ms: millis(delay) },
+        #[expect(clippy::cast_precision_loss, reason = "a pause in ms")]
+        Yield::Snooze(delay) => Transition::Snooze { delay_ms: millis(delay) as f64 },
         Yield::BackInLine => Transition::Release,
         Yield::RateLimited(pause) => Transition::Limit { pause_ms: millis(pause).max(1) },
     })

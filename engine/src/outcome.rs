@@ -5,7 +5,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use mpanel_protocol::{
-    backoff::{BackoffKind, saturating_ms},
+    backoff::BackoffKind,
     calls::finish::{Failure, Transition},
     job::FetchedJob,
     options::{JobOptions, KeepJobs},
@@ -196,30 +196,55 @@ pub fn after_failure(
     if final_cause(job, options, failure, policy).is_some() {
         return fail(stored);
     }
-    let delay_ms = match failure.again {
-        Again::After(delay) => Some(millis(delay)),
-        Again::Backoff | Again::Never(_) => backoff_ms(job, options, policy, random),
+    let pause = match failure.again {
+        #[expect(clippy::cast_precision_loss, reason = "a pause in ms")]
+        Again::After(delay) => Pause::Ms(millis(delay) as f64),
+        Again::Backoff | Again::Never(_) => pause(job, options, policy, random),
     };
-    match delay_ms {
-        None => fail(stored),
-        Some(ms) if ms <= 0 => Transition::RetryNow { failure: stored, lifo: options.is_lifo() },
-        Some(ms) => Transition::RetryLater { failure: stored, delay_ms: ms },
+    match pause {
+        Pause::GiveUp => fail(stored),
+        Pause::Unknown(strategy) => {
+            let reason = unknown_strategy(strategy);
+            let stack = format!("Error: {reason}\n    after: {}", failure.stack);
+            let stacktrace = Some(job.stacktrace_with(&bounded(stack, STACK_MAX), options));
+            fail(Failure { reason: bounded(reason, REASON_MAX), stacktrace, trace: None })
+        }
+        Pause::Ms(0.0) => Transition::RetryNow { failure: stored, lifo: options.is_lifo() },
+        // Node's sign for a job that is not to be tried again.
+        Pause::Ms(-1.0) => fail(stored),
+        Pause::Ms(delay_ms) => Transition::RetryLater { failure: stored, delay_ms },
     }
 }
 
-/// The pause before the next attempt; `None` when a custom strategy gives up or
-/// is not known here.
-fn backoff_ms(job: &FetchedJob, options: &JobOptions, policy: &OutcomePolicy, random: f64) -> Option<i64> {
-    let Some(backoff) = &options.backoff else { return Some(0) };
+/// The pause before the next attempt.
+enum Pause<'a> {
+    /// So many ms.
+    Ms(f64),
+    /// A custom strategy wants no further attempt.
+    GiveUp,
+    /// No strategy of this name is known here.
+    Unknown(&'a str),
+}
+
+fn pause<'a>(job: &FetchedJob, options: &'a JobOptions, policy: &OutcomePolicy, random: f64) -> Pause<'a> {
+    let Some(backoff) = &options.backoff else { return Pause::Ms(0.0) };
     let attempt = job.attempts_made + 1;
-    match &backoff.kind {
-        BackoffKind::Fixed | BackoffKind::Exponential => backoff.delay_ms(attempt, random),
-        BackoffKind::Custom(name) => {
-            let strategy = policy.backoff_strategy.as_ref()?;
+    match (&backoff.kind, &policy.backoff_strategy) {
+        (BackoffKind::Custom(name), None) => Pause::Unknown(name),
+        (BackoffKind::Custom(name), Some(strategy)) => match strategy(attempt, name, job) {
             #[expect(clippy::cast_precision_loss, reason = "a pause in ms")]
-            strategy(attempt, name, job).map(|pause| saturating_ms(millis(pause) as f64))
-        }
+            Some(pause) => Pause::Ms(millis(pause) as f64),
+            None => Pause::GiveUp,
+        },
+        _ => Pause::Ms(backoff.delay_ms(attempt, random).unwrap_or(0.0)),
     }
+}
+
+/// What BullMQ says of a backoff strategy that it does not know.
+fn unknown_strategy(name: &str) -> String {
+    format!(
+        "Unknown backoff strategy {name}.\n      If a custom backoff strategy is used, specify it when the queue is created."
+    )
 }
 
 #[cfg(test)]
@@ -254,8 +279,8 @@ mod tests {
     fn attempts_are_used_up_then_the_job_fails() {
         let opts = r#"{"attempts":3,"backoff":{"type":"exponential","delay":100}}"#;
         let retry = JobError::retry("no");
-        assert!(matches!(decide(opts, 0, &retry), Transition::RetryLater { delay_ms: 100, .. }));
-        assert!(matches!(decide(opts, 1, &retry), Transition::RetryLater { delay_ms: 200, .. }));
+        assert!(matches!(decide(opts, 0, &retry), Transition::RetryLater { delay_ms: 100.0, .. }));
+        assert!(matches!(decide(opts, 1, &retry), Transition::RetryLater { delay_ms: 200.0, .. }));
         assert!(matches!(decide(opts, 2, &retry), Transition::Fail { .. }));
         assert!(matches!(decide("{}", 0, &retry), Transition::Fail { attempts_allowed: 0, .. }));
     }
@@ -271,7 +296,7 @@ mod tests {
         let error = JobError::retry_after(Duration::from_secs(2), "busy");
         assert!(matches!(
             decide(r#"{"attempts":2,"backoff":5}"#, 0, &error),
-            Transition::RetryLater { delay_ms: 2000, .. }
+            Transition::RetryLater { delay_ms: 2000.0, .. }
         ));
     }
 
@@ -286,7 +311,22 @@ mod tests {
     #[test]
     fn an_unknown_strategy_fails_the_job() {
         let opts = r#"{"attempts":3,"backoff":{"type":"mine"}}"#;
-        assert!(matches!(decide(opts, 0, &JobError::retry("no")), Transition::Fail { .. }));
+        let Transition::Fail { failure, .. } = decide(opts, 0, &JobError::retry("no")) else { panic!() };
+        assert!(failure.reason.starts_with("Unknown backoff strategy mine.\n"), "{}", failure.reason);
+        let traces: Vec<String> = serde_json::from_str(&failure.stacktrace.unwrap()).unwrap();
+        assert!(traces[0].ends_with("    after: Error: no"), "{traces:?}");
+    }
+
+    #[test]
+    fn odd_pauses_are_nodes() {
+        let decide = |delay: &str| {
+            let opts = format!(r#"{{"attempts":9,"backoff":{{"type":"fixed","delay":{delay}}}}}"#);
+            decide(&opts, 0, &JobError::retry("no"))
+        };
+        assert!(matches!(decide("-5"), Transition::RetryLater { delay_ms: -5.0, .. }));
+        assert!(matches!(decide("2.5"), Transition::RetryLater { delay_ms: 2.5, .. }));
+        assert!(matches!(decide("0"), Transition::RetryNow { .. }));
+        assert!(matches!(decide("-1"), Transition::Fail { .. }));
     }
 
     #[test]

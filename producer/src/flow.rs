@@ -319,7 +319,7 @@ impl Producer {
             if let Some(defaults) = options.defaults.get(&queue) {
                 own = own.with_defaults(defaults);
             }
-            let queue = self.rules.queue(&queue)?;
+            let queue = self.rules.flow_queue(&queue)?;
             let rules = match prefix {
                 Some(prefix) => Rules { prefix, ..self.rules.clone() },
                 None => self.rules.clone(),

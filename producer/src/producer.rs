@@ -118,18 +118,20 @@ impl ProducerBuilder {
         self
     }
 
-    /// Leaves nothing in the queues' `meta` when they are first used, as BullMQ's
-    /// `skipMetasUpdate`. A script that writes events still notes how many are kept.
-    pub fn skip_meta(mut self) -> Self {
-        self.skip_meta = true;
-        self
-    }
-
     /// Takes what Node's producer takes even where it can only harm: names of any
-    /// length, negative delays, flows whose jobs wait for themselves. For
+    /// length, negative delays, priorities and creation times, deduplication of a
+    /// schedule's jobs, flows whose jobs wait for themselves or lie in queues whose
+    /// names hold a colon. For
     /// comparisons with Node and for programs that relay foreign jobs.
     pub fn as_node(mut self) -> Self {
         self.as_node = true;
+        self
+    }
+
+    /// Leaves the queues' `meta` alone, as Node's option `skipMetasUpdate` does: no
+    /// version and no length of the event stream is noted there.
+    pub fn skip_metas_update(mut self) -> Self {
+        self.skip_meta = true;
         self
     }
 

@@ -131,9 +131,10 @@ impl QueueProducer {
     }
 
     /// A handle whose jobs take what they leave open from these options, as with
-    /// Node's `defaultJobOptions`.
+    /// Node's `defaultJobOptions`; a job's id is none of them.
     #[must_use]
-    pub fn defaults(mut self, options: EnqueueOptions) -> Self {
+    pub fn defaults(mut self, mut options: EnqueueOptions) -> Self {
+        options.inner.job_id = None;
         self.defaults = Some(Arc::new(options));
         self
     }

@@ -38,7 +38,7 @@ pub(crate) struct Rules {
     pub(crate) keyring: Option<Arc<Keyring>>,
     /// Only what Node refuses is refused.
     pub(crate) as_node: bool,
-    /// Nothing is left in the queues' `meta` before their first job.
+    /// `meta` is left alone.
     pub(crate) skip_meta: bool,
     /// What is stored in one step must share a slot.
     pub(crate) cluster: bool,
@@ -49,6 +49,15 @@ impl Rules {
     pub(crate) fn queue(&self, name: &str) -> Result<QueueName, EnqueueError> {
         self.short("queue name", name)?;
         Ok(QueueName::new(name)?)
+    }
+
+    /// The name of a queue of a flow's job: Node's flows take colons, although no Queue
+    /// and no Worker of Node will serve such a queue.
+    pub(crate) fn flow_queue(&self, name: &str) -> Result<QueueName, EnqueueError> {
+        if self.as_node && name.contains(':') {
+            return Ok(QueueName::stored(name));
+        }
+        self.queue(name)
     }
 
     pub(crate) fn short(&self, what: &'static str, text: &str) -> Result<(), EnqueueError> {
@@ -65,6 +74,17 @@ impl Rules {
             return Err(EnqueueError::AcrossSlots { first, second });
         }
         Ok(())
+    }
+
+    /// [`validate`]; as Node, which looks at the upper end of a priority only, and at no
+    /// time.
+    pub(crate) fn validate(&self, options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
+        if !self.as_node {
+            return validate(options);
+        }
+        let priority = options.priority.filter(|n| *n >= 0.0 || n.fract() != 0.0);
+        let job_id = options.job_id.clone().filter(|id| !id.is_empty());
+        validate(&JobOptions { priority, job_id, delay: None, timestamp: None, ..options.clone() })
     }
 
     /// What Node takes although it can only harm.
@@ -92,7 +112,7 @@ impl Rules {
         let EnqueueOptions { inner: mut options, run_at, unique, sealed, parent } = options;
         let now = self.clock.now();
         #[expect(clippy::cast_possible_truncation, reason = "epoch ms; saturates")]
-        let timestamp = options.timestamp.map_or(now, |t| TimestampMs(t as i64));
+        let timestamp = options.timestamp.filter(|t| *t != 0.0).map_or(now, |t| TimestampMs(t as i64));
         if let Some(at) = run_at {
             #[expect(clippy::cast_precision_loss, reason = "options travel as JSON numbers")]
             let delay = at.0.saturating_sub(timestamp.0).max(0) as f64;
@@ -103,7 +123,7 @@ impl Rules {
         }
         let write = |e: serde_json::Error| EnqueueError::Payload(e.to_string());
         self.stricter(&options)?;
-        let mut id = validate(&options)?.or(id);
+        let mut id = self.validate(&options)?.or(id);
         let data = if unique.is_none() && sealed.is_empty() {
             serde_json::to_string(data).map_err(write)?
         } else {
@@ -242,20 +262,14 @@ pub fn validate(options: &JobOptions) -> Result<Option<JobId>, EnqueueError> {
 pub(crate) fn parent_of(options: &JobOptions) -> Result<Option<ParentRef>, EnqueueError> {
     let Some(parent) = options.other.get("parent").filter(|p| !p.is_null()) else { return Ok(None) };
     let text = |name| parent.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let (Some(id), Some(queue)) = (text("id"), text("queue")) else {
+    let (Some(_), Some(queue)) = (text("id"), text("queue")) else {
         return Err(EnqueueError::option("parent", "it must have an `id` and a `queue` (`prefix:name`)"));
     };
     if !queue.contains(':') {
         let why = format!("its `queue` must be written with the prefix, as `bull:{queue}`");
         return Err(EnqueueError::option("parent", why));
     }
-    let mut json = json!({ "id": id, "queueKey": queue });
-    for policy in ["fpof", "cpof", "idof", "rdof"] {
-        if options.other.get(policy).is_some_and(|v| v == true) {
-            json[policy] = true.into();
-        }
-    }
-    Ok(Some(ParentRef { key: format!("{queue}:{id}"), json: json.to_string() }))
+    Ok(options.parent_ref())
 }
 
 #[cfg(test)]

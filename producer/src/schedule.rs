@@ -7,7 +7,8 @@ use mpanel_protocol::{
     options::JobOptions,
     peer::Peer,
     schedule::{
-        Repeat, Repeatable, Scheduler, SchedulerId, Zone, legacy_removal_keys, plan_legacy, plan_upsert,
+        Repeat, Repeatable, ScheduleError, Scheduler, SchedulerId, Zone, legacy_removal_keys, plan_legacy,
+        plan_upsert,
     },
     script::ScriptError,
 };
@@ -21,7 +22,7 @@ use crate::{
     error::EnqueueError,
     options::EnqueueOptions,
     producer::{Backend, Producer, permitted},
-    rules::validate,
+    rules::parent_of,
 };
 
 /// What the jobs of a scheduler carry.
@@ -153,7 +154,9 @@ impl Schedules {
         self.producer.rules.short("job name", name.as_deref().unwrap_or_default())?;
         let checked: JobOptions = serde_json::from_value(Value::Object(options.clone()))
             .map_err(|e| EnqueueError::Option { option: "template.opts", why: e.to_string() })?;
-        validate(&JobOptions { job_id: None, deduplication: None, ..checked })?;
+        self.unlike(&checked)?;
+        let checked = JobOptions { job_id: None, deduplication: None, ..checked };
+        self.producer.rules.validate(&checked)?;
         let data = if data.is_null() { "{}".to_owned() } else { data.to_string() };
         self.check_size(data.len())?;
         let (now, peer) = (self.producer.rules.clock.now(), self.producer.peer);
@@ -231,9 +234,17 @@ impl Schedules {
         plain(&options)?;
         self.producer.rules.short("job name", name)?;
         // The id given is part of the key and no job's.
-        validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
+        self.unlike(&options.inner)?;
+        self.producer.rules.validate(&JobOptions { job_id: None, ..options.inner.clone() })?;
         let data = serde_json::to_string(data).map_err(|e| EnqueueError::Payload(e.to_string()))?;
         self.check_size(data.len())?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; positive")]
+        if let Some(limit) = options.inner.size_limit.filter(|n| *n > 0.0).map(|n| n as usize)
+            && data.len() > limit
+        {
+            return Err(EnqueueError::TooLarge { bytes: data.len(), limit });
+        }
+        parent_of(&options.inner)?;
         let now = self.producer.rules.clock.now();
         let Some(run) = plan_legacy(name, &data, &options.inner, repeat, now, self.zone)? else {
             return Ok(None);
@@ -275,6 +286,14 @@ impl Schedules {
     /// [`EnqueueError`].
     pub async fn remove_repeatable_by_key(&self, key: &str) -> Result<bool, EnqueueError> {
         self.on_redis(async |conn| schedule::remove_repeatable_by_key(conn, &self.keys, key).await).await
+    }
+
+    /// Each run has an id of its own: deduplication can only lose runs.
+    fn unlike(&self, options: &JobOptions) -> Result<(), EnqueueError> {
+        if options.deduplication.is_some() && !self.producer.rules.as_node {
+            return Err(ScheduleError::Deduplicated.into());
+        }
+        Ok(())
     }
 
     fn check_size(&self, bytes: usize) -> Result<(), EnqueueError> {

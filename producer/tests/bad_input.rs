@@ -39,7 +39,7 @@ async fn unharmed(producer: &Producer, conn: &mut MultiplexedConnection) {
 async fn ids_that_collide_with_bullmqs_own_are_refused() {
     let (_server, producer, mut conn) = start().await;
     let queue = producer.queue("q").unwrap();
-    let bad = ["", "0", "0:a:b", "7", "-7", "007", "a:b", "a:b:c:d", ":", "wait", "meta", "de:a:b"];
+    let bad = ["", "0", "0:a:b", "7", "-7", "a:b", "a:b:c:d", ":", "wait", "meta", "de:a:b"];
     for id in bad.into_iter().chain(["metrics:completed:data"]) {
         let error = queue.enqueue("a", &1, new().job_id(id)).await.unwrap_err();
         assert!(matches!(error, EnqueueError::Name(_)) && !error.is_retryable(), "{id}: {error:?}");

@@ -37,7 +37,7 @@ end
 local sets, asked = {}, {}
 for i = 1, #jobs do
   local job = jobs[i]
-  local set = job[10] and "waiting-children" or job[6] > 0 and "delayed" or job[7] > 0 and "prioritized"
+  local set = job[10] and "waiting-children" or job[6] > 0 and "delayed" or job[7] ~= 0 and "prioritized"
   if set and not asked[set] then
     asked[set] = true
     sets[#sets + 1] = set
@@ -133,7 +133,7 @@ for i = 1, #jobs do
         call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)
         anyDelayed = true
       else
-        if priority > 0 then
+        if priority ~= 0 then
           call("ZADD", P .. "prioritized", priorityScore(q, priority), id)
         else
           local command = job[8] and "RPUSH" or "LPUSH"

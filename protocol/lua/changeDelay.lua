@@ -13,7 +13,7 @@ local key = P .. id
 if call("EXISTS", key) == 0 then return -1 end
 if not call("ZSCORE", P .. "delayed", id) then return -3 end
 local q = openQueue(P, "v5")
-local at = now + delay
+local at = delay > 0 and now + delay or now
 -- Its own old place counts when the new one is found.
 call("HSET", key, "delay", delay)
 call("ZADD", P .. "delayed", delayedScore(q, at), id)

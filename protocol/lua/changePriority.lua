@@ -18,8 +18,9 @@ local inLine = call("ZREM", P .. "prioritized", id) == 1
   or call("LREM", P .. "wait", -1, id) == 1
   or call("LREM", P .. "paused", -1, id) == 1
 if inLine then
-  if priority > 0 and lifo then
-    pushFirst(q, id, priority)
+  if priority ~= 0 and lifo then
+    call("ZADD", P .. "prioritized", priority * TWO32, id)
+    wake(q)
   else
     pushJob(q, id, priority, lifo and "RPUSH" or "LPUSH")
   end

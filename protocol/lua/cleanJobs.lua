@@ -34,6 +34,9 @@ if isList then
   ids = call("LRANGE", source, -(kept + window), -(kept + 1))
 elseif finished then
   ids = call("ZRANGEBYSCORE", source, "-inf", newest, "LIMIT", kept, window)
+elseif limit then
+  -- As in BullMQ, which overlooks priorities below 0 when there is a limit.
+  ids = call("ZRANGEBYSCORE", source, 0, "+inf", "LIMIT", kept, window)
 else
   ids = call("ZRANGE", source, kept, kept + window - 1)
 end

@@ -195,7 +195,7 @@ if kinds.again then
     local delay = group[9] or 0
     if kind == RETRY then
       call("HSET", key, unpack(fields))
-      if priority > 0 then
+      if priority ~= 0 then
         call("ZADD", P .. "prioritized", priorityScore(q, priority), id)
       else
         local list = group[10] and front or back
@@ -216,10 +216,11 @@ if kinds.again then
       call("ZADD", P .. "waiting-children", nowText, id)
       call("XADD", q.events, "*", "event", "waiting-children", "jobId", id, "prev", "active")
     else
+      local due = delay > 0 and now + delay or now
       fields[#fields + 1], fields[#fields + 2] = "delay", delay
       call("HSET", key, unpack(fields))
-      call("ZADD", P .. "delayed", rare().delayedScore(q, now + delay), id)
-      call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", now + delay)
+      call("ZADD", P .. "delayed", rare().delayedScore(q, due), id)
+      call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", due)
       anyDelayed = true
     end
   end

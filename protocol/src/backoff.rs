@@ -49,7 +49,7 @@ impl From<BackoffKind> for String {
     }
 }
 
-/// The longest delay: what a JavaScript number holds exactly, far beyond any date.
+/// The longest delay a job can be given: what a JavaScript number holds exactly, ms.
 const DELAY_MAX_MS: f64 = 9_007_199_254_740_991.0;
 
 impl Backoff {
@@ -73,22 +73,24 @@ impl Backoff {
     }
 
     /// Delay in ms before the retry that follows failed attempt `attempt`
-    /// (from 1). `random` is in [0, 1). `None` for a custom strategy.
+    /// (from 1); fractions and signs are as given. `random` is in [0, 1). `None` for a
+    /// custom strategy.
     #[must_use]
-    pub fn delay_ms(&self, attempt: u32, random: f64) -> Option<i64> {
+    pub fn delay_ms(&self, attempt: u32, random: f64) -> Option<f64> {
         let delay = self.delay.unwrap_or(0.0);
         let base = match self.kind {
             BackoffKind::Fixed => delay,
             BackoffKind::Exponential => {
                 let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-                (2f64.powi(exponent) * delay).round()
+                // As JavaScript rounds: halves up.
+                (2f64.powi(exponent) * delay + 0.5).floor()
             }
             BackoffKind::Custom(_) => return None,
         };
         let jitter = self.jitter.unwrap_or(0.0);
         let total =
             if jitter > 0.0 { (random * base * jitter + base * (1.0 - jitter)).floor() } else { base };
-        Some(saturating_ms(total))
+        Some(if total.is_nan() { 0.0 } else { total.clamp(-DELAY_MAX_MS, DELAY_MAX_MS) })
     }
 }
 
@@ -112,23 +114,23 @@ mod tests {
         let b = Backoff::exponential(100);
         assert_eq!(
             (1..=4).map(|n| b.delay_ms(n, 0.5)).collect::<Vec<_>>(),
-            [Some(100), Some(200), Some(400), Some(800)]
+            [Some(100.0), Some(200.0), Some(400.0), Some(800.0)]
         );
     }
 
     #[test]
     fn jitter_takes_a_share_away() {
         let b = Backoff::exponential(1000).with_jitter(0.5);
-        assert_eq!(b.delay_ms(1, 0.5), Some(750));
-        assert_eq!(b.delay_ms(2, 0.0), Some(1000));
-        assert_eq!(Backoff::fixed(10).with_jitter(1.0).delay_ms(3, 0.99), Some(9));
+        assert_eq!(b.delay_ms(1, 0.5), Some(750.0));
+        assert_eq!(b.delay_ms(2, 0.0), Some(1000.0));
+        assert_eq!(Backoff::fixed(10).with_jitter(1.0).delay_ms(3, 0.99), Some(9.0));
     }
 
     #[test]
     fn absurd_input_saturates() {
-        assert_eq!(Backoff::exponential(5000).delay_ms(5000, 0.5), Some(9_007_199_254_740_991));
+        assert_eq!(Backoff::exponential(5000).delay_ms(5000, 0.5), Some(DELAY_MAX_MS));
         let negative = Backoff { kind: BackoffKind::Fixed, delay: Some(-5.0), jitter: None };
-        assert_eq!(negative.delay_ms(1, 0.5), Some(0));
+        assert_eq!(negative.delay_ms(1, 0.5), Some(-5.0));
         let custom = Backoff { kind: BackoffKind::Custom("mine".into()), delay: None, jitter: None };
         assert_eq!(custom.delay_ms(1, 0.5), None);
     }

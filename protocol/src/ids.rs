@@ -126,6 +126,11 @@ impl QueueName {
         }
         Ok(Self(name))
     }
+
+    /// Takes a name that was read from Redis; nothing is checked.
+    pub fn stored(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
 }
 
 impl Prefix {
@@ -191,6 +196,14 @@ const STRUCTURAL: [&str; 21] = [
 /// `metrics:completed:data`. (`repeat:<scheduler>:<ms>` is a job.)
 const FAMILIES: [&str; 4] = ["metrics", "de", "dn", "groups"];
 
+/// Whether JavaScript reads the id as an integer and writes that as the id again:
+/// `-5`, not `05`, and nothing that a double does not hold.
+fn is_integer(id: &str) -> bool {
+    let digits = id.strip_prefix('-').unwrap_or(id);
+    let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    whole && id.parse::<f64>().is_ok_and(|n| n != 0.0 && n.abs() < 1e21 && n.to_string() == id)
+}
+
 impl JobId {
     /// Takes an id that was read from Redis; nothing is checked.
     pub fn stored(id: impl Into<String>) -> Self {
@@ -210,9 +223,7 @@ impl JobId {
         if id == "0" || id.starts_with("0:") {
             return Err(NameError::ReservedId(id));
         }
-        // Node compares with `parseInt`, which takes a sign too.
-        let digits = id.strip_prefix('-').unwrap_or(&id);
-        if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        if is_integer(&id) {
             return Err(NameError::IntegerId(id));
         }
         if id.contains(':') && id.split(':').count() != 3 {
@@ -239,7 +250,17 @@ mod tests {
 
     #[test]
     fn custom_job_ids_follow_bullmq() {
-        for good in ["order-1", "a:b:c", "create-121-1764800000000", "00x", "-", "-a", "repeat:s:1"] {
+        for good in [
+            "order-1",
+            "a:b:c",
+            "create-121-1764800000000",
+            "00x",
+            "05",
+            "9007199254740993",
+            "-",
+            "-a",
+            "repeat:s:1",
+        ] {
             assert!(JobId::custom(good).is_ok(), "{good}");
         }
         for bad in [

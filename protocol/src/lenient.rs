@@ -70,7 +70,7 @@ pub fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
 }
 
 /// Writes a number as an integer where it is one.
-fn write_number<S: Serializer>(n: f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn write_number<S: Serializer>(n: f64, serializer: S) -> Result<S::Ok, S::Error> {
     if n.fract() == 0.0 && n.abs() < 9.0e15 {
         #[expect(clippy::cast_possible_truncation, reason = "integral and below 2^53")]
         let whole = n as i64;

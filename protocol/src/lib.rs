@@ -27,6 +27,7 @@ pub mod job;
 pub mod job_kind;
 pub mod keys;
 pub mod lenient;
+pub mod lua_json;
 pub mod options;
 pub mod outcome;
 pub mod payload;

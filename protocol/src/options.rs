@@ -6,7 +6,11 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{backoff::Backoff, lenient};
+use crate::{
+    backoff::{Backoff, BackoffKind},
+    calls::add::ParentRef,
+    lenient, lua_json,
+};
 
 /// Largest priority; 0 means none, 1 is the most urgent.
 pub const PRIORITY_MAX: u32 = 2_097_151;
@@ -22,10 +26,10 @@ pub struct JobOptions {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "any_backoff")]
     pub backoff: Option<Backoff>,
     /// Delay before the first attempt, ms.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub delay: Option<f64>,
     /// Priority, 1 (most urgent) to [`PRIORITY_MAX`].
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub priority: Option<f64>,
     /// Next in line instead of last.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
@@ -34,7 +38,7 @@ pub struct JobOptions {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "opt_text")]
     pub job_id: Option<String>,
     /// Creation time, epoch ms, when the producer set it.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub timestamp: Option<f64>,
     /// What stays of completed jobs.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "keep_jobs")]
@@ -43,13 +47,13 @@ pub struct JobOptions {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "keep_jobs")]
     pub remove_on_fail: Option<KeepJobs>,
     /// How many stack traces are kept.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub stack_trace_limit: Option<f64>,
     /// Largest size of the data, bytes.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub size_limit: Option<f64>,
     /// How many log lines are kept.
-    #[serde(rename = "kl", skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(rename = "kl", skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub keep_logs: Option<f64>,
     /// Deduplication.
     #[serde(rename = "de", skip_serializing_if = "Option::is_none")]
@@ -68,8 +72,11 @@ pub struct JobOptions {
     pub omit_context: Option<bool>,
     /// What else the producer put there (flow flags `fpof`, `cpof`, `idof`, `rdof`,
     /// `parent`, `repeat`, …).
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "lua_json::serialize")]
     pub other: Map<String, Value>,
+    /// Fields that were given in a form that the ones above do not keep, as given.
+    #[serde(skip)]
+    pub given: Map<String, Value>,
 }
 
 /// Deduplication of a job, under the names BullMQ stores in `de`.
@@ -80,7 +87,7 @@ pub struct Deduplication {
     #[serde(deserialize_with = "text")]
     pub id: String,
     /// How long the key lives, ms; absent: until the job is finished.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub ttl: Option<f64>,
     /// A hit starts `ttl` anew.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "lenient::opt_bool::deserialize")]
@@ -113,13 +120,13 @@ pub enum KeepJobs {
 #[serde(default)]
 pub struct KeepPolicy {
     /// Seconds a finished job stays.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub age: Option<f64>,
     /// How many stay.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub count: Option<f64>,
     /// Most removals a call.
-    #[serde(skip_serializing_if = "Option::is_none", with = "lenient::opt_f64")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "lua_json::opt_number")]
     pub limit: Option<f64>,
 }
 
@@ -179,12 +186,65 @@ impl JobOptions {
         serde_json::from_value(Value::Object(fields))
     }
 
+    /// Options that a producer gave, under the names that are stored: read like stored
+    /// ones, and stored as Node stores what it is given (`"3"`, 2.5, fields nobody
+    /// knows).
+    ///
+    /// # Errors
+    /// When a field is of a form that no option has.
+    pub fn as_given(fields: Map<String, Value>) -> Result<Self, serde_json::Error> {
+        let fields: Map<String, Value> =
+            fields.into_iter().filter(|(name, value)| !value.is_null() || name == "attempts").collect();
+        let mut options: Self = serde_json::from_value(Value::Object(fields.clone()))?;
+        let kept = options.fields()?;
+        options.given = fields
+            .into_iter()
+            // A number of milliseconds is stored as the backoff it means.
+            .filter(|(name, value)| !(name == "backoff" && value.is_number()))
+            .filter(|(name, value)| kept.get(name) != lua_json::through_tables(value).as_ref())
+            .collect();
+        Ok(options)
+    }
+
+    /// The options as they are stored: JSON text.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn to_stored(&self) -> Result<String, serde_json::Error> {
+        if self.given.is_empty() {
+            return serde_json::to_string(self);
+        }
+        let mut fields = self.fields()?;
+        for (name, given) in &self.given {
+            // What was changed since then is not what was given.
+            let alone = Map::from_iter([(name.clone(), given.clone())]);
+            let read = serde_json::from_value::<Self>(Value::Object(alone))?.fields()?;
+            if read.get(name) != fields.get(name) {
+                continue;
+            }
+            match lua_json::through_tables(given) {
+                Some(value) => fields.insert(name.clone(), value),
+                None => fields.shift_remove(name),
+            };
+        }
+        serde_json::to_string(&fields)
+    }
+
+    fn fields(&self) -> Result<Map<String, Value>, serde_json::Error> {
+        match serde_json::to_value(self)? {
+            Value::Object(fields) => Ok(fields),
+            _ => Ok(Map::new()),
+        }
+    }
+
     /// These options, and what they leave open from `defaults`: Node's
     /// `{...defaultJobOptions, ...opts}`.
     #[must_use]
     pub fn with_defaults(self, defaults: &Self) -> Self {
         let mut other = defaults.other.clone();
         other.extend(self.other);
+        let mut given = defaults.given.clone();
+        given.extend(self.given);
         // In Node the two are one option, `telemetry`.
         let traced = self.telemetry.is_some() || self.omit_context.is_some();
         let (telemetry, omit_context) = if traced {
@@ -210,7 +270,24 @@ impl JobOptions {
             telemetry,
             omit_context,
             other,
+            given,
         }
+    }
+
+    /// The parent that they name, `parent: {id, queue}`, with what is to happen to it
+    /// when the job fails for good.
+    #[must_use]
+    pub fn parent_ref(&self) -> Option<ParentRef> {
+        let parent = self.other.get("parent")?;
+        let text = |name| parent.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let (id, queue) = (text("id")?, text("queue")?);
+        let mut json = serde_json::json!({ "id": id, "queueKey": queue });
+        for policy in ["fpof", "cpof", "idof", "rdof"] {
+            if self.other.get(policy).is_some_and(|v| v == true) {
+                json[policy] = true.into();
+            }
+        }
+        Some(ParentRef { key: format!("{queue}:{id}"), json: json.to_string() })
     }
 
     /// Attempts allowed, at least 1.
@@ -238,7 +315,8 @@ impl JobOptions {
     }
 }
 
-/// `attempts`: any number Node takes; negative and absurd ones are clamped.
+/// `attempts`: any number Node takes; negative and absurd ones are clamped, and half an
+/// attempt is one.
 mod count {
     use serde::{Deserialize, Deserializer, Serializer};
     use serde_json::Value;
@@ -246,7 +324,7 @@ mod count {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
         let n = Option::<Value>::deserialize(deserializer)?.as_ref().and_then(crate::lenient::number);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to u32")]
-        Ok(n.unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32)
+        Ok(n.unwrap_or(0.0).ceil().clamp(0.0, f64::from(u32::MAX)) as u32)
     }
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -255,17 +333,24 @@ mod count {
     }
 }
 
-/// `backoff`: a number, or an object.
+/// `backoff`: a number, or an object. Anything else names no strategy, and one that
+/// nobody knows fails the job, as in BullMQ.
 fn any_backoff<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Backoff>, D::Error> {
     let value = Option::<Value>::deserialize(deserializer)?;
     Ok(match value {
-        Some(object @ Value::Object(_)) => serde_json::from_value(object).ok(),
-        Some(other) => lenient::number(&other).map(|delay| Backoff {
-            kind: crate::backoff::BackoffKind::Fixed,
-            delay: Some(delay),
-            jitter: None,
-        }),
-        None => None,
+        Some(mut object @ Value::Object(_)) => {
+            if object.get("type").is_none_or(|kind| !kind.is_string()) {
+                object["type"] = Value::from("undefined");
+            }
+            serde_json::from_value(object).ok()
+        }
+        Some(Value::Number(delay)) => {
+            Some(Backoff { kind: BackoffKind::Fixed, delay: delay.as_f64(), jitter: None })
+        }
+        Some(Value::String(text)) if !text.is_empty() => {
+            Some(Backoff { kind: BackoffKind::Custom("undefined".to_owned()), delay: None, jitter: None })
+        }
+        _ => None,
     })
 }
 
@@ -326,13 +411,37 @@ mod tests {
         assert!(o.other.contains_key("x"));
         let absurd =
             JobOptions::from_json(r#"{"attempts":-1,"backoff":{"delay":3},"removeOnFail":null}"#).unwrap();
-        assert_eq!((absurd.max_attempts(), absurd.backoff, absurd.remove_on_fail), (1, None, None));
+        assert_eq!((absurd.max_attempts(), absurd.remove_on_fail), (1, None));
+        // What names no strategy is a strategy nobody knows.
+        let kind = |text: &str| JobOptions::from_json(text).unwrap().backoff.map(|b| b.kind);
+        assert_eq!(absurd.backoff.map(|b| b.kind), kind(r#"{"backoff":"100"}"#));
+        assert_eq!(kind(r#"{"backoff":"x"}"#), Some(BackoffKind::Custom("undefined".to_owned())));
+        assert_eq!(kind(r#"{"backoff":true}"#), None);
     }
 
     #[test]
     fn written_options_use_compact_names() {
         let o = JobOptions { keep_logs: Some(3.0), stack_trace_limit: Some(2.0), ..JobOptions::default() };
         assert_eq!(serde_json::to_string(&o).unwrap(), r#"{"attempts":0,"stackTraceLimit":2,"kl":3}"#);
+    }
+
+    #[test]
+    fn what_was_given_is_stored_as_given() {
+        let given = |value: Value| JobOptions::as_given(value.as_object().cloned().unwrap()).unwrap();
+        let odd = serde_json::json!({"attempts": "3", "backoff": {"type": "fixed", "delay": 7, "x": [1, null]},
+            "lifo": 1, "delay": null, "priority": 2, "mine": []});
+        let options = given(odd);
+        assert_eq!((options.attempts, options.lifo), (3, Some(true)));
+        let stored: Value = serde_json::from_str(&options.to_stored().unwrap()).unwrap();
+        let expected = serde_json::json!({"attempts": "3", "backoff": {"type": "fixed", "delay": 7, "x": [1]},
+            "lifo": 1, "priority": 2, "mine": {}});
+        assert_eq!(stored, expected);
+        let changed = JobOptions { attempts: 5, ..options };
+        let stored: Value = serde_json::from_str(&changed.to_stored().unwrap()).unwrap();
+        assert_eq!((&stored["attempts"], &stored["lifo"]), (&Value::from(5), &Value::from(1)));
+        assert_eq!(given(serde_json::json!({"attempts": 2.5})).attempts, 3);
+        let stored = given(serde_json::json!({"attempts": null, "priority": 1.0})).to_stored().unwrap();
+        assert_eq!(stored, r#"{"priority":1}"#);
     }
 
     #[test]

@@ -22,6 +22,16 @@ impl<T: Serialize> Serialize for OrFalse<T> {
     }
 }
 
+/// A number; whole ones travel as integers, which are shorter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Number(pub(crate) f64);
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::lenient::write_number(self.0, serializer)
+    }
+}
+
 /// Text in a reply, or `false`. Bytes that are no UTF-8 are replaced, as Node
 /// does when it reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use mpanel_testkit::{
     RedisServer,
     conformance::{
         differential::Arena,
+        js,
         oracle::Oracle,
         scenario::{Golden, Scenario},
     },
@@ -55,7 +56,7 @@ async fn what_was_found_stays_fixed(arena: &Arena, version: &str) {
     for scenario in Scenario::load_all(&folder).unwrap().iter().filter(|s| s.is_for(version)) {
         let name = &scenario.name;
         let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
-        let difference = arena.difference(&serde_json::from_str(&text).unwrap()).await.unwrap();
+        let difference = arena.difference(&js::parse(&text).unwrap()).await.unwrap();
         assert_eq!(difference.map(|d| d.to_string()), None, "{version} {name}");
     }
 }

@@ -335,7 +335,7 @@ impl Queue {
             }
             Transition::RetryNow { lifo, .. } => m.push(&id, priority, lifo),
             Transition::RetryLater { delay_ms, .. } | Transition::Snooze { delay_ms } => {
-                m.delay(&id, m.now + delay_ms);
+                m.delay(&id, m.now + delay_ms as i64);
             }
             Transition::Release if priority > 0 => {
                 m.prioritized.insert((priority, 0, id.clone()), ());
@@ -422,13 +422,13 @@ impl Queue {
                     } else if delay == 0 {
                         Transition::RetryNow { failure: failure(), lifo: job.lifo }
                     } else {
-                        Transition::RetryLater { failure: failure(), delay_ms: delay }
+                        Transition::RetryLater { failure: failure(), delay_ms: delay as f64 }
                     }
                 })
                 .await;
             }
             Step::Snooze { job, delay } => {
-                self.finish(job, false, |_| Transition::Snooze { delay_ms: delay }).await;
+                self.finish(job, false, |_| Transition::Snooze { delay_ms: delay as f64 }).await;
             }
             Step::Release { job } => self.finish(job, false, |_| Transition::Release).await,
             Step::Renew { job } => {
@@ -489,8 +489,9 @@ impl Queue {
             }
             Step::ChangeDelay { job, delay } => {
                 let Some(id) = Self::nth(self.model.delayed.values(), job) else { return };
-                let span = Duration::from_millis(delay as u64);
-                manage::change_delay(&mut self.conn, &keys, now, &JobId::stored(&id), span).await.unwrap();
+                manage::change_delay(&mut self.conn, &keys, now, &JobId::stored(&id), delay as f64)
+                    .await
+                    .unwrap();
                 // Its own old place counts when the new one is found.
                 let due = self.model.now + delay;
                 let place = self.model.delayed.range((due, 0)..=(due, 4095)).next_back();
@@ -500,9 +501,16 @@ impl Queue {
             }
             Step::ChangePriority { job, priority, lifo } => {
                 let Some(id) = Self::nth(self.model.jobs.keys(), job) else { return };
-                manage::change_priority(&mut self.conn, &keys, PEER, &JobId::stored(&id), priority, lifo)
-                    .await
-                    .unwrap();
+                manage::change_priority(
+                    &mut self.conn,
+                    &keys,
+                    PEER,
+                    &JobId::stored(&id),
+                    f64::from(priority),
+                    lifo,
+                )
+                .await
+                .unwrap();
                 let m = &mut self.model;
                 let before = m.line.len() + m.prioritized.len();
                 m.line.retain(|other| *other != id);

@@ -9,6 +9,7 @@ use mpanel_protocol::{
         manage::{self, FinalState, Removal, Reprocess, Update},
     },
     ids::{JobId, LockToken},
+    time::millis,
 };
 use serde::Serialize;
 
@@ -42,7 +43,9 @@ impl QueueAdmin {
     /// [`AdminError::Job`] when it is gone or not delayed.
     pub async fn change_delay(&self, id: &JobId, delay: Duration) -> Result<(), AdminError> {
         let now = self.now().await?;
-        script!(self, |conn| manage::change_delay(conn, &self.keys, now, id, delay))
+        #[expect(clippy::cast_precision_loss, reason = "a delay in ms")]
+        let delay_ms = millis(delay) as f64;
+        script!(self, |conn| manage::change_delay(conn, &self.keys, now, id, delay_ms))
     }
 
     /// Moves a waiting job to another priority (0: none), with `lifo` to its front.
@@ -54,6 +57,7 @@ impl QueueAdmin {
         if priority > PRIORITY_MAX {
             return Err(AdminError::Priority(priority));
         }
+        let priority = f64::from(priority);
         script!(self, |conn| manage::change_priority(conn, &self.keys, self.peer, id, priority, lifo))
     }
 

@@ -247,7 +247,7 @@ pub async fn run<H: Handler>(handler: H, job: FakeJob) -> Tried {
             None => match after_failure(&fetched, &options, &failure, &policy, 0.5) {
                 Transition::RetryLater { failure, delay_ms } => Outcome::Retried {
                     reason: failure.reason,
-                    after: Duration::from_millis(delay_ms.try_into().unwrap_or(0)),
+                    after: Duration::try_from_secs_f64(delay_ms / 1000.0).unwrap_or_default(),
                 },
                 // A strategy that is not known here gives up.
                 Transition::Fail { failure, .. } => {

@@ -49,7 +49,7 @@ local function storeIteration(q, scheduler, id, name, data, opts, now, delay)
     call("XADD", q.events, "*", "event", "delayed", "jobId", id, "delay", at)
     wakeDelayed(q)
   else
-    pushJob(q, id, opts[2], opts[3] and "RPUSH" or "LPUSH")
+    pushJob(q, id, math.max(opts[2], 0), opts[3] and "RPUSH" or "LPUSH")
     call("XADD", q.events, "*", "event", "waiting", "jobId", id)
   end
   trimEvents(q)

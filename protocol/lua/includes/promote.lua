@@ -17,7 +17,7 @@ local function promoteDue(q, now)
     local f = tryCall("HMGET", key, "priority", "name")
     if not f.err and f[2] then
       local priority = tonumber(f[1]) or 0
-      if priority > 0 then
+      if priority ~= 0 then
         call("ZADD", q.P .. "prioritized", priorityScore(q, priority), id)
       else
         plain[#plain + 1] = id

@@ -2,7 +2,7 @@
 
 -- Puts one job in line. `command` is LPUSH (back of the line) or RPUSH (next).
 local function pushJob(q, id, priority, command)
-  if priority > 0 then
+  if priority ~= 0 then
     call("ZADD", q.P .. "prioritized", priorityScore(q, priority), id)
   else
     call(command, targetList(q), id)

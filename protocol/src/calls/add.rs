@@ -2,7 +2,6 @@
 
 use redis::aio::ConnectionLike;
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::{
     ids::JobId,
@@ -87,8 +86,8 @@ struct Row<'a>(
     &'a str,
     String,
     i64,
-    f64,
-    i64,
+    wire::Number,
+    wire::Number,
     bool,
     OrFalse<(&'a str, &'a str, bool)>,
     bool,
@@ -96,50 +95,8 @@ struct Row<'a>(
     OrFalse<&'a str>,
 );
 
-/// A value of an option we do not know, as it is after Node's way to the hash, which
-/// leads through a table of Lua: a list without entries becomes an object, `null` in an
-/// object is nothing, numbers have 14 digits.
-fn through_lua(value: Value) -> Option<Value> {
-    Some(match value {
-        Value::Null => return None,
-        Value::Array(mut values) => {
-            while values.last().is_some_and(Value::is_null) {
-                values.pop();
-            }
-            if values.is_empty() {
-                return Some(Value::Object(Map::new()));
-            }
-            values.into_iter().map(|value| through_lua(value).unwrap_or(Value::Null)).collect()
-        }
-        Value::Object(fields) => fields
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, through_lua(value)?)))
-            .collect::<Map<_, _>>()
-            .into(),
-        Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() || float.abs() >= 1e14 => {
-                let digits: f64 = format!("{float:.13e}").parse().unwrap_or(float);
-                Value::from(digits)
-            }
-            _ => number.into(),
-        },
-        other => other,
-    })
-}
-
 fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
-    let encoding = |e: serde_json::Error| ScriptError::Encoding(e.to_string());
-    let opts = if job.options.other.is_empty() {
-        serde_json::to_string(&job.options)
-    } else {
-        let mut options = job.options.clone();
-        options.other = std::mem::take(&mut options.other)
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, through_lua(value)?)))
-            .collect();
-        serde_json::to_string(&options)
-    }
-    .map_err(encoding)?;
+    let opts = job.options.to_stored().map_err(|e| ScriptError::Encoding(e.to_string()))?;
     let dedup = job.options.deduplication.as_ref().filter(|d| !d.id.is_empty()).map(|d| {
         (
             d.id.as_str(),
@@ -156,9 +113,9 @@ fn row(job: &NewJob, settle_later: bool) -> Result<Row<'_>, ScriptError> {
         &job.data,
         opts,
         job.timestamp.0,
-        // As given: Node stores fractions, too.
-        job.options.delay.unwrap_or(0.0),
-        job.options.priority.map_or(0, crate::backoff::saturating_ms),
+        // As given: Node stores fractions and signs, too.
+        wire::Number(job.options.delay.unwrap_or(0.0)),
+        wire::Number(job.options.priority.unwrap_or(0.0)),
         job.options.is_lifo(),
         OrFalse(job.parent.as_ref().map(|p| (p.key.as_str(), p.json.as_str(), settle_later))),
         job.waits_for_children,

@@ -54,12 +54,12 @@ pub enum Transition {
         /// Why it failed.
         failure: Failure,
         /// Pause, ms.
-        delay_ms: i64,
+        delay_ms: f64,
     },
     /// Later, and no attempt is counted: active -> delayed.
     Snooze {
         /// Pause, ms.
-        delay_ms: i64,
+        delay_ms: f64,
     },
     /// Given back as it was: active -> next in line; no attempt is counted.
     Release,
@@ -140,7 +140,7 @@ struct Manner {
     keep_age_s: OrFalse<f64>,
     keep_limit: OrFalse<i64>,
     attempts_allowed: u32,
-    delay_ms: i64,
+    delay_ms: f64,
     lifo: bool,
 }
 
@@ -162,7 +162,7 @@ impl Serialize for Group<'_> {
         let some = |list: &[OrFalse<&str>]| list.iter().any(|text| text.0.is_some());
         let len = if some(&self.stacks) || some(&self.traces) {
             12
-        } else if attempts_allowed != 0 || delay_ms != 0 || lifo {
+        } else if attempts_allowed != 0 || delay_ms != 0.0 || lifo {
             10
         } else if keep_age_s.0.is_some() || keep_limit.0.is_some() {
             7
@@ -181,7 +181,7 @@ impl Serialize for Group<'_> {
         }
         if len > 7 {
             row.serialize_element(&attempts_allowed)?;
-            row.serialize_element(&delay_ms)?;
+            row.serialize_element(&wire::Number(delay_ms))?;
             row.serialize_element(&lifo)?;
         }
         if len > 10 {
@@ -225,7 +225,7 @@ fn manner(transition: &Transition) -> (Manner, Option<&str>, Option<&Failure>) {
         keep_age_s: OrFalse(None),
         keep_limit: OrFalse(None),
         attempts_allowed: 0,
-        delay_ms: 0,
+        delay_ms: 0.0,
         lifo: false,
     };
     let keep_into = |manner: &mut Manner, keep: &Retention| {
@@ -266,7 +266,9 @@ fn manner(transition: &Transition) -> (Manner, Option<&str>, Option<&Failure>) {
         }
         Transition::Limit { pause_ms } => {
             manner.kind = 6;
-            manner.delay_ms = (*pause_ms).max(1);
+            #[expect(clippy::cast_precision_loss, reason = "ms")]
+            let pause = (*pause_ms).max(1) as f64;
+            manner.delay_ms = pause;
             (None, None)
         }
         Transition::AwaitChildren { child_key } => {

@@ -1,7 +1,7 @@
 //! Operations on single jobs and on the queue as a whole, as operators and
 //! handlers need them.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use redis::aio::ConnectionLike;
 
@@ -15,7 +15,7 @@ use crate::{
         REMOVE_JOB, REPROCESS_JOB, REQUEUE_JOBS, RESUME_QUEUE, ScriptError, UPDATE_JOB,
     },
     state::JobState,
-    time::{TimestampMs, millis},
+    time::TimestampMs,
     wire::{self, MaybeText, OrFalse},
 };
 
@@ -185,9 +185,9 @@ pub async fn change_delay(
     keys: &QueueKeys,
     now: TimestampMs,
     id: &JobId,
-    delay: Duration,
+    delay_ms: f64,
 ) -> Result<(), JobOpError> {
-    let argument = wire::pack(&(now.0, id, millis(delay)))?;
+    let argument = wire::pack(&(now.0, id, wire::Number(delay_ms)))?;
     check(id, CHANGE_DELAY.call(conn, keys.meta(), &argument).await?).map(drop)
 }
 
@@ -200,10 +200,10 @@ pub async fn change_priority(
     keys: &QueueKeys,
     peer: Peer,
     id: &JobId,
-    priority: u32,
+    priority: f64,
     lifo: bool,
 ) -> Result<(), JobOpError> {
-    let argument = wire::pack(&(peer, id, priority, lifo))?;
+    let argument = wire::pack(&(peer, id, wire::Number(priority), lifo))?;
     check(id, CHANGE_PRIORITY.call(conn, keys.meta(), &argument).await?).map(drop)
 }
 

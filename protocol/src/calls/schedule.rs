@@ -11,6 +11,7 @@ use crate::{
     ids::JobId,
     job::FetchedJob,
     keys::QueueKeys,
+    lua_json,
     outcome::Refusal,
     peer::Peer,
     schedule::{
@@ -104,7 +105,8 @@ pub async fn upsert_scheduler(
     template: Template<'_>,
     first: &FirstRun,
 ) -> Result<Scheduled, ScheduleOpError> {
-    let opts = serde_json::to_string(template.options).map_err(|e| ScriptError::Encoding(e.to_string()))?;
+    let options = lua_json::map_through_tables(template.options);
+    let opts = serde_json::to_string(&options).map_err(|e| ScriptError::Encoding(e.to_string()))?;
     let run = &first.run;
     let argument = wire::pack(&(
         now.0,

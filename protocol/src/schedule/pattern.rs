@@ -168,12 +168,12 @@ impl Reader<'_> {
         let days = self.unique(Unit::Day, days)?;
         let (weekday_text, nth) = self.nth(fields[5])?;
         let weekdays = self.unique(Unit::Weekday, self.field(Unit::Weekday, weekday_text)?)?;
-        // A weekday would have its own days.
-        let never = month.count == 1
-            && days.lasts.is_empty()
-            && days.field.first() > DAYS_IN_MONTH[month.first() as usize - 1];
-        if self.peer == Peer::V6 && never && weekdays.field.is_star {
-            return Err(self.wrong("the month does not have that day"));
+        // 6.x refuses a day that never comes, unless days of the week make up for it.
+        if self.peer == Peer::V6 && month.count == 1 && days.lasts.is_empty() && weekdays.field.is_star {
+            let most = DAYS_IN_MONTH[month.first() as usize - 1];
+            if days.values.iter().min().is_some_and(|first| *first > most) {
+                return Err(self.wrong("the month does not have that day"));
+            }
         }
         let mut last_weekdays = 0;
         for digits in weekdays.lasts {
@@ -387,8 +387,8 @@ mod tests {
         assert!(Pattern::parse("@weekdays", Peer::V6).is_ok());
         assert!(Pattern::parse("5,5 * * * *", Peer::V5).is_ok());
         assert!(Pattern::parse("5,5 * * * *", Peer::V6).is_err());
+        assert!(Pattern::parse("0 0 31 2 *", Peer::V5).is_err());
         assert!(Pattern::parse("0 0 31 2 *", Peer::V6).is_err());
-        assert!(Pattern::parse("0 0 31 2 1", Peer::V5).is_err());
         assert!(Pattern::parse("0 0 31 2 1", Peer::V6).is_ok());
     }
 }

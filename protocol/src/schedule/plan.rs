@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::{Repeat, Rhythm, ScheduleError, SchedulerId, Zone};
 use crate::{
-    backoff::saturating_ms, calls::add::NewJob, ids::JobId, job::FetchedJob, lenient, options::JobOptions,
-    peer::Peer, time::TimestampMs,
+    calls::add::NewJob, ids::JobId, job::FetchedJob, lenient, lua_json, options::JobOptions, peer::Peer,
+    time::TimestampMs,
 };
 
 /// What the next job of a scheduler carries, apart from what the script finds.
@@ -126,11 +126,12 @@ fn scheduled_options(
     options.insert("repeat".to_owned(), object(repeat));
     options.insert("repeatJobKey".to_owned(), scheduler.into());
     options.insert("timestamp".to_owned(), now.0.into());
-    let number = |name: &str| options.get(name).and_then(lenient::number).map_or(0, saturating_ms);
+    #[expect(clippy::cast_possible_truncation, reason = "a small number; saturates")]
+    let number = |name: &str| options.get(name).and_then(lenient::number).map_or(0, |n| n as i64);
     let (priority, lifo) =
         (number("priority"), options.get("lifo").and_then(lenient::truth).unwrap_or(false));
     let dedup_id = options.get("de").and_then(|de| de["id"].as_str()).map(ToOwned::to_owned);
-    let mut opts_head = Value::Object(options).to_string();
+    let mut opts_head = Value::Object(lua_json::map_through_tables(&options)).to_string();
     opts_head.pop();
     opts_head.push(',');
     NextRunOptions { opts_head, priority, lifo, dedup_id }
@@ -168,13 +169,14 @@ pub fn plan_upsert(
         return Err(ScheduleError::EndPassed);
     }
     let start = repeat.date("startDate")?;
+    // `cron` is a word of repeatables only.
+    if repeat.text("pattern").is_none() && repeat.whole("every")?.is_none() {
+        return Err(ScheduleError::NoRhythm);
+    }
     let rhythm = repeat.rhythm()?;
     let immediately = repeat.flag("immediately");
     if immediately && start.is_some() {
         return Err(ScheduleError::TwoStarts);
-    }
-    if template.get("de").is_some_and(|de| !de.is_null()) {
-        return Err(ScheduleError::Deduplicated);
     }
     let Some(count) = repeat.next_count()? else { return Ok(None) };
     let (at, every, pattern) = match rhythm {
@@ -314,9 +316,6 @@ pub fn plan_legacy(
     if end.is_some_and(|end| end < now) {
         return Err(ScheduleError::EndPassed);
     }
-    if options.deduplication.is_some() {
-        return Err(ScheduleError::Deduplicated);
-    }
     let rhythm = repeat.rhythm()?;
     let Some(count) = repeat.next_count()? else { return Ok(None) };
     let immediately = repeat.flag("immediately");
@@ -362,7 +361,8 @@ fn legacy_run(
     if let Some(Rhythm::Every(_)) = immediately {
         carried.entry("offset").or_insert_with(|| (now.0 - at.0).into());
     }
-    let offset = carried.get("offset").and_then(lenient::number).map_or(0, saturating_ms);
+    #[expect(clippy::cast_possible_truncation, reason = "a span in ms; saturates")]
+    let offset = carried.get("offset").and_then(lenient::number).map_or(0, |n| n as i64);
     let delay = if immediately.is_some() { 0 } else { (at.0 + offset - now.0).max(0) };
     let mut fields = vec![("name", name.to_owned())];
     if let Some(tz) = repeat.text("tz") {
@@ -409,7 +409,7 @@ impl LegacyRun {
             data: self.data.clone(),
             options,
             timestamp: self.now,
-            parent: None,
+            parent: self.options.parent_ref(),
             waits_for_children: false,
             scheduler: Some(key.to_owned()),
         }

@@ -12,7 +12,7 @@ use mpanel_testkit::{
     RedisServer, TestkitError,
     conformance::{
         reading,
-        rules::{Difference, compare_keys, compare_results},
+        rules::{Difference, compare, parting},
         run::run,
         scenario::{Golden, Scenario},
     },
@@ -53,8 +53,13 @@ async fn difference(
         _ => Peer::V5,
     };
     let outcome = run(redis, scenario, peer).await?;
-    Ok(compare_results(&golden.results, &outcome.results)
-        .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
+    if let Some((at, why)) = parting(golden, &outcome) {
+        #[expect(clippy::print_stderr, reason = "beside the lines that are counted")]
+        {
+            eprintln!("note: {version} {} need not be equal from step {at} on: {why}", scenario.name);
+        }
+    }
+    Ok(compare(golden, &outcome))
 }
 
 /// What is wrong with a scenario; `None` when nothing is. Whatever cannot be read or

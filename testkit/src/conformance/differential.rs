@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     oracle::Oracle,
     random,
-    rules::{Difference, compare_keys, compare_results},
+    rules::{Difference, compare, is_lost},
     run::run,
     scenario::Scenario,
     shrink::smaller,
@@ -46,16 +46,6 @@ pub struct Finding {
     pub difference: Difference,
 }
 
-/// Whether npm bullmq lost itself in a step, so that there is nothing to compare with:
-/// its scripts recurse without end over jobs that are each other's parents, and it
-/// starts jobs that are not there any more, as jobs without a name.
-fn is_lost(result: &Value) -> bool {
-    let nameless = |job: &Value| job.get("attemptsMade").is_some() && job.get("name").is_none();
-    result["error"].as_str().is_some_and(|e| e.contains("stack overflow"))
-        || nameless(&result["result"])
-        || nameless(&result["result"]["next"])
-}
-
 impl Lane {
     async fn difference(&mut self, scenario: &Value) -> Result<Option<Difference>, TestkitError> {
         let parsed: Scenario = serde_json::from_value(scenario.clone())
@@ -66,8 +56,7 @@ impl Lane {
             self.given_up += 1;
             return Ok(None);
         };
-        Ok(compare_results(&golden.results, &outcome.results)
-            .or_else(|| compare_keys(&golden.keys, &outcome.keys)))
+        Ok(compare(&golden, &outcome))
     }
 }
 

@@ -86,11 +86,20 @@ fn hash_value(key: &str, mut fields: Vec<(String, String)>) -> Value {
 /// # Errors
 /// When Redis fails.
 pub async fn dump(redis: &Redis) -> Result<Map<String, Value>, TestkitError> {
+    Ok(entries(redis).await?.into_iter().collect())
+}
+
+/// The same as pairs: jobs with random ids are all of one name, of which a dump shows the
+/// last.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn entries(redis: &Redis) -> Result<Vec<(String, Value)>, TestkitError> {
     let mut conn = redis.shared().await.map_err(failed)?.conn;
     let mut keys: Vec<String> =
         redis::cmd("KEYS").arg(format!("{PREFIX}:*")).query_async(&mut conn).await.map_err(failed)?;
     keys.sort();
-    let mut out = Map::new();
+    let mut out = Vec::new();
     for key in keys {
         let (kind, ttl): (String, i64) = redis::pipe()
             .cmd("TYPE")
@@ -156,7 +165,7 @@ pub async fn dump(redis: &Redis) -> Result<Map<String, Value>, TestkitError> {
             }
         };
         let ttl = if ttl >= 0 { "set" } else { "none" };
-        out.insert(mask(&key), json!({ "type": kind, "ttl": ttl, "value": value }));
+        out.push((mask(&key), json!({ "type": kind, "ttl": ttl, "value": value })));
     }
     Ok(out)
 }

@@ -3,9 +3,9 @@
 
 use std::io;
 
-use mpanel_protocol::options::JobOptions;
-use serde::Serialize;
-use serde_json::{Map, Number, Serializer, Value, ser::Formatter};
+use mpanel_protocol::{lenient, options::JobOptions};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Number, Serializer, Value, ser::Formatter, value::RawValue};
 
 /// Long option names of Node and the short ones stored.
 const SHORT_NAMES: [(&str, &str); 7] = [
@@ -18,8 +18,7 @@ const SHORT_NAMES: [(&str, &str); 7] = [
     ("removeDependencyOnFailure", "rdof"),
 ];
 
-/// A value as JavaScript holds it: integral numbers without `.0`, of an object's names
-/// those that are array indices first, in their order.
+/// Numbers as JSON.stringify prints them: no `.0`.
 #[must_use]
 pub fn normalised(value: &Value) -> Value {
     match value {
@@ -28,19 +27,56 @@ pub fn normalised(value: &Value) -> Value {
             Some(f) if n.is_f64() && f.fract() == 0.0 && f.abs() < 9.0e15 => {
                 Value::Number(Number::from(f as i64))
             }
+            // Larger ones are not exact.
+            Some(f) if f.abs() >= 9.0e15 => Number::from_f64(f).map_or_else(|| value.clone(), Value::Number),
             _ => value.clone(),
         },
         Value::Array(items) => items.iter().map(normalised).collect(),
         Value::Object(map) => {
-            let index =
-                |name: &str| name.parse::<u32>().ok().filter(|n| *n < u32::MAX && n.to_string() == name);
+            // Names that are array indices come first, by size.
             let mut fields: Vec<_> = map.iter().collect();
-            // Stable: the other names stay as they were given.
-            fields.sort_by_key(|(name, _)| index(name).map_or((1, 0), |n| (0, n)));
+            fields.sort_by_key(|(name, _)| array_index(name).map_or((1, 0), |index| (0, index)));
             Value::Object(fields.into_iter().map(|(k, v)| (k.clone(), normalised(v))).collect())
         }
         _ => value.clone(),
     }
+}
+
+fn array_index(name: &str) -> Option<u32> {
+    let index: u32 = name.parse().ok().filter(|index| *index < u32::MAX)?;
+    (index.to_string() == name).then_some(index)
+}
+
+/// A value as a number, as arithmetic takes it.
+#[must_use]
+pub fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Null => Some(0.0),
+        other => lenient::number(other),
+    }
+}
+
+/// A value as a client of Redis sends it.
+#[must_use]
+pub fn argument(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => stringify(other),
+    }
+}
+
+/// `JSON.parse`: of any depth, and with halves of characters, which become U+FFFD.
+///
+/// # Errors
+/// When the text is no JSON.
+pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
+    let text = lenient::without_lone_surrogates(text);
+    let mut deserializer = serde_json::Deserializer::from_str(&text);
+    deserializer.disable_recursion_limit();
+    let value = T::deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
 }
 
 /// Numbers as JavaScript writes them.
@@ -82,6 +118,14 @@ pub fn stringify(value: &Value) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// `JSON.stringify`, as data for the producer.
+///
+/// # Errors
+/// None that is known.
+pub fn raw(value: &Value) -> Result<Box<RawValue>, serde_json::Error> {
+    RawValue::from_string(stringify(value))
+}
+
 /// Node's job options under the names that are stored.
 #[must_use]
 pub fn short_names(options: Map<String, Value>) -> Map<String, Value> {
@@ -108,5 +152,6 @@ pub fn short_names(options: Map<String, Value>) -> Map<String, Value> {
 /// # Errors
 /// When they are of a form that no option has.
 pub fn job_options(options: Map<String, Value>) -> Result<JobOptions, String> {
-    serde_json::from_value(Value::Object(short_names(options))).map_err(|e| e.to_string())
+    let options = normalised(&Value::Object(short_names(options)));
+    JobOptions::as_given(options.as_object().cloned().unwrap_or_default()).map_err(|e| e.to_string())
 }

@@ -9,7 +9,7 @@ use tokio::{
     process::{ChildStdin, ChildStdout},
 };
 
-use super::scenario::Golden;
+use super::{js, scenario::Golden};
 use crate::{
     TestkitError,
     child::{Guarded, find_program, spawn, tied},
@@ -72,7 +72,7 @@ impl Oracle {
         process.input.write_all(format!("{scenario}\n").as_bytes()).await.map_err(failed)?;
         let line = process.output.next_line().await.map_err(failed)?;
         let line = line.ok_or_else(|| failed("it ended without an answer"))?;
-        let golden: Option<Golden> = serde_json::from_str(&line).map_err(failed)?;
+        let golden: Option<Golden> = js::parse(&line).map_err(failed)?;
         if golden.is_none() {
             // What a scenario without an end left running must not reach the next one.
             self.process = None;

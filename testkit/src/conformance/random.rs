@@ -232,7 +232,32 @@ impl Generator {
         if own && self.chance(0.08) {
             o.insert("telemetry".into(), self.telemetry());
         }
+        if self.chance(0.06) {
+            let (name, value) = self.odd();
+            o.insert(name.into(), value);
+        }
         o
+    }
+
+    /// What nobody should give, and Node takes.
+    fn odd(&mut self) -> (&'static str, Value) {
+        self.pick(&[
+            ("attempts", json!(2.5)),
+            ("attempts", json!("3")),
+            ("attempts", json!(-1)),
+            ("backoff", json!(-5)),
+            ("backoff", json!(5.5)),
+            ("backoff", json!({"type": "exponential", "delay": 1e12})),
+            ("backoff", json!({"type": "nobody's", "delay": 5})),
+            ("backoff", json!({"delay": 7, "more": [null]})),
+            ("delay", json!(-3)),
+            ("delay", json!(7.5)),
+            ("priority", json!(-1)),
+            ("timestamp", json!(0)),
+            ("lifo", json!(1)),
+            ("unknown", json!([])),
+            ("unknown", json!({"a": null, "b": [null, 0.123_456_789_012_345_67, [], null], "c": 1e300})),
+        ])
     }
 
     fn value(&mut self) -> Value {
@@ -327,6 +352,9 @@ impl Generator {
             opts.insert("deduplication".into(), dedup);
         }
         let mut node = json!({"name": "node", "queueName": queue, "opts": opts});
+        if self.chance(0.04) {
+            node["prefix"] = json!("conf:p");
+        }
         if self.chance(0.7) {
             node["data"] = self.value();
         }
@@ -506,10 +534,17 @@ impl Generator {
                 step
             }
             3..5 => json!({"op": "promote", "id": self.id(&delayed)}),
-            5..7 => json!({"op": "changeDelay", "id": self.id(&delayed), "delay": self.pick(&DELAYS_MS)}),
+            5..7 => {
+                let delay = if self.chance(0.1) {
+                    self.pick(&[json!(-5), json!(5.5)])
+                } else {
+                    json!(self.pick(&DELAYS_MS))
+                };
+                json!({"op": "changeDelay", "id": self.id(&delayed), "delay": delay})
+            }
             7..10 => {
                 let mut step = json!({"op": "changePriority", "id": self.id(&line),
-                    "priority": self.pick(&[0, 0, 1, 2, 5])});
+                    "priority": self.pick(&[0, 0, 1, 2, 5, -1])});
                 if self.chance(0.3) {
                     step["lifo"] = json!(true);
                 }
@@ -518,7 +553,9 @@ impl Generator {
             10 => json!({"op": "updateData", "id": self.id(&all), "data": self.value()}),
             11 => json!({"op": "updateProgress", "id": self.id(&all),
                 "progress": self.pick(&[json!(50), json!({"at": 1}), json!("half"), json!(0)])}),
-            12 => json!({"op": "log", "id": self.id(&all), "row": self.pick(&["line", "", "ü", "a\nb"])}),
+            12 => {
+                json!({"op": "log", "id": self.id(&all), "row": self.pick(&[json!("line"), json!(""), json!("ü"), json!("a\nb"), json!(5.5)])})
+            }
             _ => {
                 let id = self.id(&all);
                 if self.chance(0.7) {

@@ -10,7 +10,11 @@ use mpanel_protocol::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{PREFIX, dump, rules::Difference, scenario::Golden};
+use super::{
+    PREFIX, dump,
+    rules::{Difference, readable},
+    scenario::Golden,
+};
 use crate::TestkitError;
 
 fn failed(error: impl std::fmt::Display) -> TestkitError {
@@ -145,13 +149,15 @@ pub async fn check(redis: &Redis, golden: &Golden) -> Result<Option<Difference>,
                 return Ok(Some(differ(at("job"), &json!("there"), &json!("absent"))));
             };
             let count = |name: &str, old: &str| {
-                fields.get(name).or_else(|| fields.get(old)).and_then(Value::as_str).unwrap_or("0").to_owned()
+                let stored = fields.get(name).or_else(|| fields.get(old)).and_then(Value::as_str);
+                readable(stored.unwrap_or("0"), false)
             };
             let field = |name: &str| fields.get(name).map(stored);
+            let time = |name: &str| field(name).map(|text| readable(&text, true));
             let pairs = [
                 ("name", field("name"), Some(detail.job.name.clone())),
                 ("data", field("data"), Some(detail.job.data.clone())),
-                ("timestamp", field("timestamp"), Some(detail.job.timestamp_ms.to_string())),
+                ("timestamp", time("timestamp"), Some(detail.job.timestamp_ms.to_string())),
                 (
                     "attemptsMade",
                     Some(count("atm", "attemptsMade")),
@@ -164,8 +170,8 @@ pub async fn check(redis: &Redis, golden: &Golden) -> Result<Option<Difference>,
                 ("failedReason", field("failedReason"), detail.failed_reason.clone()),
                 ("stacktrace", field("stacktrace"), detail.job.stacktrace.clone()),
                 ("progress", field("progress"), detail.progress.clone()),
-                ("processedOn", field("processedOn"), detail.processed_on_ms.map(|n| n.to_string())),
-                ("finishedOn", field("finishedOn"), detail.finished_on_ms.map(|n| n.to_string())),
+                ("processedOn", time("processedOn"), detail.processed_on_ms.map(|n| n.to_string())),
+                ("finishedOn", time("finishedOn"), detail.finished_on_ms.map(|n| n.to_string())),
                 ("processedBy", field("pb"), detail.processed_by.clone()),
                 ("parentKey", field("parentKey"), detail.job.parent_key.clone()),
                 ("deduplicationId", field("deid"), detail.dedup_id.clone()),

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::dump::sorted;
+use super::{dump::sorted, run::Outcome, scenario::Golden};
 
 /// A place where our side differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,105 @@ impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, expected {}, got {}", self.path, self.expected, self.got)
     }
+}
+
+/// 5.x and 6.x cut as many ids from a drained list as they remove jobs, whichever these
+/// are: where the current iteration of a scheduler stands among other jobs, an id
+/// without a job stays in the list and the iteration may be lost with its schedule. We
+/// keep the iteration, so that nothing is left to compare.
+pub const DRAINED_ITERATION: &str = "a list with a current iteration among other jobs was drained";
+
+/// 5.x and 6.x take what stands after the last colon of a job's key for its id, when a
+/// job with a family is removed: of ids that hold colons they leave the job where it is,
+/// or wake none. We find it.
+pub const COLON_FAMILY: &str = "removal among parents and children whose ids hold colons";
+
+/// Steps that we refuse on purpose, although Node takes them: the operation, what our
+/// error says, and why. Where Node took it, there is nothing to compare from there on.
+const REFUSED: [(&str, &str, &str); 9] = [
+    ("upsertScheduler", "`every` is ", ODD_INTERVAL),
+    ("upsertScheduler", "`every` of a schedule", ODD_INTERVAL),
+    ("add", "`every` is ", ODD_INTERVAL),
+    ("add", "`every` of a schedule", ODD_INTERVAL),
+    (
+        "upsertScheduler",
+        "`H` has no meaning",
+        "6.x seeds the hash at random: each worker has times of its own",
+    ),
+    ("add", "too large for a repeatable", STORED_WITHOUT_JOB),
+    ("add", "is the name of a key of the queue", OWN_KEY),
+    ("addBulk", "is the name of a key of the queue", OWN_KEY),
+    ("flow", "is the name of a key of the queue", OWN_KEY),
+];
+
+// Node may fail half way, too, and leave what it did before.
+const OWN_KEY: &str = "a job of that id would be stored over a key of the queue itself";
+
+const ODD_INTERVAL: &str = "an interval that is no whole ms from 1 has slots in the past or between two ms";
+const STORED_WITHOUT_JOB: &str = "5.x stores the repeatable before it refuses its job";
+
+/// Why a step was refused on purpose.
+#[must_use]
+pub fn refused_on_purpose(op: &str, error: &str) -> Option<&'static str> {
+    REFUSED.iter().find(|(of, text, _)| *of == op && error.contains(text)).map(|(_, _, why)| *why)
+}
+
+/// A number that a reader of ours can say: counts and priorities from 0 to 2^32 - 1,
+/// times in whole ms. BullMQ's own methods store others only when they are given them.
+#[must_use]
+pub fn readable(stored: &str, is_time: bool) -> String {
+    match stored.parse::<f64>() {
+        #[expect(clippy::cast_possible_truncation, reason = "what is compared is the cut")]
+        Ok(n) if is_time => (n as i64).to_string(),
+        Ok(n) => n.trunc().clamp(0.0, f64::from(u32::MAX)).to_string(),
+        Err(_) => stored.to_owned(),
+    }
+}
+
+/// Whether npm bullmq lost itself in a step, so that there is nothing to compare with:
+/// its scripts recurse without end over jobs that are each other's parents, and it
+/// starts jobs that are not there any more, as jobs without a name.
+#[must_use]
+pub fn is_lost(result: &Value) -> bool {
+    let nameless = |job: &Value| job.get("attemptsMade").is_some() && job.get("name").is_none();
+    result["error"].as_str().is_some_and(|e| e.contains("stack overflow"))
+        || nameless(&result["result"])
+        || nameless(&result["result"]["next"])
+}
+
+/// From which step on the two part on purpose, and why.
+#[must_use]
+pub fn parting(golden: &Golden, outcome: &Outcome) -> Option<(usize, &'static str)> {
+    let node_took_it = |at: usize| golden.results.get(at).is_some_and(|r| r.get("error").is_none());
+    let parts =
+        |(at, why): &(usize, &'static str)| node_took_it(*at) || [STORED_WITHOUT_JOB, OWN_KEY].contains(why);
+    let lost = golden.results.iter().position(is_lost).map(|at| (at, "npm bullmq lost itself"));
+    outcome.partings.iter().copied().filter(parts).chain(lost).min_by_key(|(at, _)| *at)
+}
+
+/// Compares what we did with what npm bullmq did; the first difference. Where the two
+/// part on purpose, what comes after may differ.
+#[must_use]
+pub fn compare(golden: &Golden, outcome: &Outcome) -> Option<Difference> {
+    let difference = compare_results(&golden.results, &outcome.results)
+        .or_else(|| compare_keys(&golden.keys, &with_namesakes(golden, outcome)))?;
+    let Some((at, _)) = parting(golden, outcome) else { return Some(difference) };
+    let before = |results: &[Value]| results[..at.min(results.len())].to_vec();
+    compare_results(&before(&golden.results), &before(&outcome.results))
+}
+
+/// Our keys. Jobs with random ids share one name, and which of them the dump shows
+/// depends on the ids: the one that npm bullmq's dump shows, if we have it.
+fn with_namesakes(golden: &Golden, outcome: &Outcome) -> Map<String, Value> {
+    let mut keys = outcome.keys.clone();
+    for (key, entry) in &outcome.namesakes {
+        let alone = |entry: &Value| Map::from_iter([(key.clone(), entry.clone())]);
+        let shown = golden.keys.get(key).is_some_and(|e| compare_keys(&alone(e), &alone(entry)).is_none());
+        if shown {
+            keys.insert(key.clone(), entry.clone());
+        }
+    }
+    keys
 }
 
 /// Keys in the form in which they are compared: what a rule frees is taken out of both sides.
@@ -117,20 +216,20 @@ fn compare_result(i: usize, expected: &Value, got: &Value) -> Option<Difference>
                 .find(|n| count(e, n) != count(g, n))
                 .map(|n| differ(&format!("{path}.{n}"), &json!(count(e, n)), &json!(count(g, n))))
         }
-        // The library's name and version, as `meta` has them.
-        "rawcmd" => first_difference(&path, &without_version(e), &without_version(g)),
+        // The version that a queue's `meta` names.
+        "rawcmd" => first_difference(&path, &sorted(&unversioned(e)), &sorted(&unversioned(g))),
         // A job with a deferred failure is failed by a manual fetch in 5.x, handed out in 6.x.
         "process" | "fetch" if e["none"] == true && g.get("deferredFailure").is_some() => None,
         _ => first_difference(&path, &sorted(e), &sorted(g)),
     }
 }
 
-fn without_version(reply: &Value) -> Value {
+fn unversioned(reply: &Value) -> Value {
     match reply {
+        Value::Array(items) => items.iter().map(unversioned).collect(),
         Value::String(text) if text.starts_with("bullmq:") || text.starts_with("mpanel-fleet:") => {
             json!("<version>")
         }
-        Value::Array(values) => values.iter().map(without_version).collect(),
         other => other.clone(),
     }
 }
@@ -162,8 +261,6 @@ fn first_difference(path: &str, expected: &Value, got: &Value) -> Option<Differe
             })
         }
         _ if expected == got => None,
-        // The same number, written otherwise.
-        (Value::Number(e), Value::Number(g)) if e.as_f64() == g.as_f64() => None,
         _ => Some(differ(path, expected, got)),
     }
 }

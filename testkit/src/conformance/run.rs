@@ -17,10 +17,11 @@ use mpanel_connect::Redis;
 use mpanel_engine::{
     admin::{AdminError, QueueAdmin},
     handler::FinalCause,
-    outcome::{Again, AttemptFailure, OutcomePolicy, after_failure, after_success},
+    outcome::{Again, AttemptFailure, OutcomePolicy, after_failure, after_success, final_cause},
 };
 use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions, FlowJob, FlowNode, Producer, QueueProducer};
 use mpanel_protocol::{
+    backoff::BackoffKind,
     calls::{
         fetch::{FetchSpec, Fetched, RateLimit, fetch_jobs},
         finish::{Finish, FinishNote, Transition, finish_jobs},
@@ -43,7 +44,7 @@ use serde_json::{Map, Value, json};
 use super::{
     PREFIX,
     dump::{self, mask},
-    js,
+    js, rules,
     scenario::{EPOCH_MS, Scenario},
 };
 use crate::TestkitError;
@@ -52,8 +53,8 @@ use crate::TestkitError;
 const LOCK: Duration = Duration::from_secs(30);
 const STALLED_INTERVAL: Duration = Duration::from_secs(30);
 const RANDOM: f64 = 0.5;
-/// How many due jobs one fetch promotes (`includes/push.lua`).
-const PROMOTED_AT_ONCE: usize = 128;
+/// What stands for a random id in a dump.
+const RANDOM_ID: &str = "<uuid>";
 
 /// What our crates did with a scenario.
 #[derive(Debug, Clone)]
@@ -62,6 +63,10 @@ pub struct Outcome {
     pub results: Vec<Value>,
     /// What was in Redis afterwards.
     pub keys: Map<String, Value>,
+    /// The keys of jobs with random ids, which share one name among `keys`.
+    pub namesakes: Vec<(String, Value)>,
+    /// From which steps on there may be nothing to compare, and why; see [`super::rules`].
+    pub partings: Vec<(usize, &'static str)>,
 }
 
 #[derive(Debug)]
@@ -130,6 +135,8 @@ plain_errors!(ScriptError, redis::RedisError, serde_json::Error, TestkitError, m
 type StepResult = Result<Value, StepError>;
 
 struct Runner<'a> {
+    /// Jobs may go by retention, or in favour of others.
+    may_remove: bool,
     redis: &'a Redis,
     peer: Peer,
     clock: Arc<VirtualClock>,
@@ -149,12 +156,10 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
     let clock = Arc::new(VirtualClock(AtomicI64::new(scenario.clock.unwrap_or(EPOCH_MS))));
     let failed = |e: String| TestkitError::failed("open the producer", e);
     let prefix = Prefix::new(PREFIX).map_err(|e| failed(e.to_string()))?;
-    let builder = Producer::builder(redis.clone()).prefix(prefix).peer(peer).clock(clock.clone()).as_node();
-    let skip_meta = scenario.queue_options.get("skipMetasUpdate").and_then(Value::as_bool).unwrap_or(false);
-    let producer = if skip_meta { builder.skip_meta() } else { builder }
-        .connect()
-        .await
-        .map_err(|e| failed(e.to_string()))?;
+    let producer = Producer::builder(redis.clone()).prefix(prefix).peer(peer).clock(clock.clone()).as_node();
+    let skip = scenario.queue_options.get("skipMetasUpdate").is_some_and(|skip| skip == true);
+    let producer = if skip { producer.skip_metas_update() } else { producer };
+    let producer = producer.connect().await.map_err(|e| failed(e.to_string()))?;
     let keep = |name: &str| {
         let options = scenario.worker_options.get(name).map(|v| json!({ "removeOnComplete": v }))?;
         serde_json::from_value::<JobOptions>(options).ok()?.remove_on_complete
@@ -170,7 +175,9 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
             .and_then(|starts| u32::try_from(starts).ok().filter(|starts| *starts > 0)),
         peer,
     };
+    let text = json!([scenario.steps, scenario.queue_options, scenario.worker_options]).to_string();
     let mut runner = Runner {
+        may_remove: text.contains("removeOn") || text.contains("\"replace\""),
         redis,
         peer,
         clock,
@@ -181,9 +188,26 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
         policy,
     };
     let mut results = Vec::new();
-    for step in &scenario.steps {
+    let mut partings = Vec::new();
+    let has_colon_id = scenario.steps.iter().any(|step| names_colon_id(&Value::Object(step.clone())));
+    for (at, step) in scenario.steps.iter().enumerate() {
         let op = step.get("op").and_then(Value::as_str).unwrap_or_default();
-        results.push(match runner.step(op, step).await {
+        if op == "drain" && runner.drains_around_iterations(step).await? {
+            partings.push((at, rules::DRAINED_ITERATION));
+        }
+        let removes = match op {
+            "remove" | "drain" | "clean" | "obliterate" => true,
+            "complete" | "fail" | "process" | "add" | "addBulk" => runner.may_remove,
+            _ => false,
+        };
+        if removes && has_colon_id && runner.has_colon_family().await? {
+            partings.push((at, rules::COLON_FAMILY));
+        }
+        let result = runner.step(op, step).await;
+        if let Err(StepError { text, .. }) = &result {
+            partings.extend(rules::refused_on_purpose(op, text).map(|why| (at, why)));
+        }
+        results.push(match result {
             Ok(result) => json!({ "op": op, "result": result }),
             Err(StepError { text, code: Some(code) }) => {
                 json!({ "op": op, "error": mask(&text), "code": code })
@@ -191,7 +215,21 @@ pub async fn run(redis: &Redis, scenario: &Scenario, peer: Peer) -> Result<Outco
             Err(StepError { text, code: None }) => json!({ "op": op, "error": mask(&text) }),
         });
     }
-    Ok(Outcome { results, keys: dump::dump(redis).await? })
+    let mut entries = dump::entries(redis).await?;
+    let keys = entries.iter().cloned().collect();
+    entries.retain(|(key, _)| key.contains(RANDOM_ID));
+    Ok(Outcome { results, keys, namesakes: entries, partings })
+}
+
+/// Whether a job's id holds a colon.
+fn names_colon_id(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.iter().any(|(name, value)| {
+            (name == "jobId" && value.as_str().is_some_and(|id| id.contains(':'))) || names_colon_id(value)
+        }),
+        Value::Array(items) => items.iter().any(names_colon_id),
+        _ => false,
+    }
 }
 
 fn text<'s>(step: &'s Map<String, Value>, name: &str) -> Option<&'s str> {
@@ -200,7 +238,33 @@ fn text<'s>(step: &'s Map<String, Value>, name: &str) -> Option<&'s str> {
 
 fn number(step: &Map<String, Value>, name: &str) -> Option<i64> {
     #[expect(clippy::cast_possible_truncation, reason = "scenario numbers are small")]
-    step.get(name).and_then(Value::as_f64).map(|n| n as i64)
+    fraction(step, name).map(|n| n as i64)
+}
+
+fn fraction(step: &Map<String, Value>, name: &str) -> Option<f64> {
+    step.get(name).filter(|value| !value.is_null()).and_then(js::number)
+}
+
+/// A number that a script of Node's needs: it fails without one.
+fn needed(step: &Map<String, Value>, name: &str) -> Result<f64, StepError> {
+    fraction(step, name).ok_or_else(|| StepError::new(format!("`{name}` is no number")))
+}
+
+/// A number that a command of Redis takes as an integer.
+fn whole(step: &Map<String, Value>, name: &str) -> Result<(), StepError> {
+    match step.get(name) {
+        None => Ok(()),
+        Some(_) if fraction(step, name).is_some_and(|n| n.fract() == 0.0) => Ok(()),
+        Some(other) => Err(StepError::new(format!("`{name}` is no integer: {other}"))),
+    }
+}
+
+/// The name of a job: Redis takes text and numbers.
+fn job_name(name: Option<&Value>) -> Result<String, StepError> {
+    match name {
+        Some(name @ (Value::String(_) | Value::Number(_))) => Ok(js::argument(name)),
+        _ => Err(StepError::new("a name must be text")),
+    }
 }
 
 fn span(step: &Map<String, Value>, name: &str, default_ms: i64) -> Duration {
@@ -208,7 +272,8 @@ fn span(step: &Map<String, Value>, name: &str, default_ms: i64) -> Duration {
 }
 
 fn view(job: &FetchedJob) -> Value {
-    let data: Value = serde_json::from_str(&job.data).unwrap_or(Value::Null);
+    let data: Value =
+        if job.data.is_empty() { json!({}) } else { js::parse(&job.data).unwrap_or(Value::Null) };
     let mut view = json!({ "id": mask(job.id.as_str()), "name": job.name, "data": data,
         "attemptsMade": job.attempts_made, "attemptsStarted": job.attempts_started });
     if let Some(reason) = &job.deferred_failure {
@@ -234,8 +299,9 @@ impl Runner<'_> {
             let handle = self.producer.queue(queue)?;
             let options = &self.scenario.queue_options;
             if !options.get("skipMetasUpdate").and_then(Value::as_bool).unwrap_or(false) {
-                let most = options.get("streams").and_then(|s| s["events"]["maxLen"].as_i64());
-                if let Some(most) = most {
+                let most =
+                    options.get("streams").map(|s| &s["events"]["maxLen"]).filter(|most| !most.is_null());
+                if let Some(most) = most.map(js::argument) {
                     let key = self.keys(queue)?.meta().to_owned();
                     redis::cmd("HSET")
                         .arg(key)
@@ -255,6 +321,49 @@ impl Runner<'_> {
         Ok((self.queues[queue].clone(), admin))
     }
 
+    /// Whether a list that is drained holds the current iteration of a scheduler among
+    /// other jobs.
+    async fn drains_around_iterations(&self, step: &Map<String, Value>) -> Result<bool, TestkitError> {
+        let Ok(keys) = self.keys(text(step, "queue").unwrap_or("q")) else { return Ok(false) };
+        let failed = |e: String| TestkitError::failed("look at what is drained", e);
+        let mut conn = self.redis.shared().await.map_err(|e| failed(e.to_string()))?.conn;
+        let (wait, paused, repeat): (Vec<String>, Vec<String>, Vec<(String, String)>) = redis::pipe()
+            .lrange(keys.wait(), 0, -1)
+            .lrange(keys.paused(), 0, -1)
+            .zrange_withscores(keys.repeat(), 0, -1)
+            .query_async(&mut conn)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        let current: Vec<String> = repeat.iter().map(|(key, at)| format!("repeat:{key}:{at}")).collect();
+        Ok([wait, paused].iter().any(|list| {
+            let iterations = list.iter().filter(|id| current.contains(id)).count();
+            iterations > 0 && iterations < list.len()
+        }))
+    }
+
+    /// Whether there is a parent or a child whose id holds a colon.
+    async fn has_colon_family(&self) -> Result<bool, TestkitError> {
+        let keys = dump::dump(self.redis).await?;
+        // `conf:q:a:b:c`, and what is longer.
+        let holds_colon = |key: &str| key.matches(':').count() >= 4;
+        Ok(keys.iter().any(|(key, entry)| {
+            let Some((job, family)) = key.rsplit_once(':') else { return false };
+            let members: Vec<&str> = match (family, &entry["value"]) {
+                ("processed" | "failed", Value::Object(children)) => {
+                    children.keys().map(String::as_str).collect()
+                }
+                ("dependencies", Value::Array(children)) => {
+                    children.iter().filter_map(Value::as_str).collect()
+                }
+                ("unsuccessful", Value::Array(children)) => {
+                    children.iter().filter_map(|c| c[0].as_str()).collect()
+                }
+                _ => return false,
+            };
+            holds_colon(job) || members.into_iter().any(holds_colon)
+        }))
+    }
+
     fn with_defaults(&self, given: Option<&Value>) -> Map<String, Value> {
         let mut merged = self
             .scenario
@@ -263,13 +372,18 @@ impl Runner<'_> {
             .and_then(Value::as_object)
             .cloned()
             .unwrap_or_default();
-        merged.shift_remove("jobId");
         merged.extend(given.and_then(Value::as_object).cloned().unwrap_or_default());
         merged
     }
 
     fn options(&self, given: Option<&Value>) -> Result<EnqueueOptions, StepError> {
-        let options = self.with_defaults(given);
+        let mut options = self.with_defaults(given);
+        if given.is_none_or(|own| own.get("jobId").is_none()) {
+            options.shift_remove("jobId");
+        }
+        if options.get("priority").is_some_and(|priority| priority.is_string() && priority != "") {
+            return Err(StepError::new("a priority must be a number"));
+        }
         if self.peer == Peer::V6 && options.contains_key("debounce") {
             return Err(StepError::new("6.x has no option `debounce`; it is `deduplication`"));
         }
@@ -281,12 +395,12 @@ impl Runner<'_> {
         // Defaults of a Queue do not reach a FlowProducer.
         let options =
             js::job_options(node["opts"].as_object().cloned().unwrap_or_default()).map_err(StepError::new)?;
-        let mut flow = FlowJob::new(text("name"), text("queueName")).options(options.into());
+        let mut flow = FlowJob::new(job_name(node.get("name"))?, text("queueName")).options(options.into());
+        if let Some(prefix) = node.get("prefix").and_then(Value::as_str).filter(|p| !p.is_empty()) {
+            flow = flow.prefix(Prefix::new(prefix).map_err(|e| StepError::new(e.to_string()))?);
+        }
         if let Some(data) = node.get("data") {
             flow = flow.data(js::normalised(data))?;
-        }
-        if let Some(prefix) = node["prefix"].as_str() {
-            flow = flow.prefix(Prefix::new(prefix).map_err(|e| StepError::new(e.to_string()))?);
         }
         for child in node["children"].as_array().into_iter().flatten() {
             flow = flow.child(self.flow(child)?);
@@ -296,8 +410,8 @@ impl Runner<'_> {
 
     async fn fetch(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
         let keys = self.keys(queue)?;
+        self.promote_ahead(&keys).await?;
         let token = LockToken::new(token);
-        self.promote_all_due(&keys, &token).await?;
         let fetched =
             fetch_jobs(&mut self.conn().await?, &keys, self.peer, self.clock.now(), &self.spec(&token))
                 .await?;
@@ -306,45 +420,61 @@ impl Runner<'_> {
         Ok(fetched)
     }
 
-    /// Of many due jobs a fetch of ours promotes some, the rest with the next, which
-    /// follows at once; Node's takes a thousand.
-    async fn promote_all_due(&self, keys: &QueueKeys, token: &LockToken) -> Result<(), StepError> {
+    /// Node's scripts promote up to 1000 due jobs a call, ours fewer: the rest goes in
+    /// calls that take nothing.
+    async fn promote_ahead(&self, keys: &QueueKeys) -> Result<(), StepError> {
+        const OURS: u64 = 128;
         let mut conn = self.conn().await?;
         let now = self.clock.now();
-        loop {
-            let until = mpanel_protocol::score::due_until(now);
-            let due: usize = redis::cmd("ZCOUNT")
+        let marker: Option<String> =
+            redis::cmd("ZSCORE").arg(keys.marker()).arg("1").query_async(&mut conn).await?;
+        let mut rearmed = false;
+        for _ in 1..1000_u64.div_ceil(OURS) {
+            let due: u64 = redis::cmd("ZCOUNT")
                 .arg(keys.delayed())
-                .arg("-inf")
-                .arg(until)
+                .arg(0)
+                .arg((now.0 + 1) * 4096 - 1)
                 .query_async(&mut conn)
                 .await?;
-            if due <= PROMOTED_AT_ONCE {
-                return Ok(());
+            if due <= OURS {
+                break;
             }
-            fetch_jobs(&mut conn, keys, self.peer, now, &FetchSpec { slots: 0, ..self.spec(token) }).await?;
+            let token = LockToken::new("none");
+            let spec = FetchSpec { slots: 0, limiter: None, worker_name: None, ..self.spec(&token) };
+            fetch_jobs(&mut conn, keys, self.peer, now, &spec).await?;
+            rearmed = true;
         }
+        if rearmed {
+            // The call that the marker asked for was this one.
+            let back = match &marker {
+                Some(score) => redis::cmd("ZADD").arg(keys.marker()).arg(score).arg("1").to_owned(),
+                None => redis::cmd("ZREM").arg(keys.marker()).arg("1").to_owned(),
+            };
+            back.query_async::<()>(&mut conn).await?;
+        }
+        Ok(())
     }
 
-    /// What 5.x's worker does before it hands a job out: one with a deferred failure, or
-    /// started too often, is failed at once, and the next one taken. In 6.x that is the
-    /// caller's part.
+    /// Why a worker of 5.x fails a job without running it.
+    fn unrunnable(&self, job: &FetchedJob) -> Option<String> {
+        let too_often = self.policy.starts_allowed.is_some_and(|most| job.attempts_started > most);
+        job.deferred_failure
+            .clone()
+            .or_else(|| too_often.then(|| "job started more than allowable limit".to_owned()))
+    }
+
+    /// What 5.x's worker does before it hands a job out: one with a deferred failure,
+    /// or started too often, is failed at once, and the next one taken. In 6.x that is
+    /// the caller's part.
     async fn fetch_sound(&mut self, queue: &str, token: &str) -> Result<Fetched, StepError> {
         loop {
             let fetched = self.fetch(queue, token).await?;
-            let Some(job) = fetched.jobs.first().filter(|_| self.peer == Peer::V5) else {
+            let job = fetched.jobs.first().filter(|_| self.peer == Peer::V5);
+            let Some((job, reason)) = job.and_then(|j| Some((j, self.unrunnable(j)?))) else {
                 return Ok(fetched);
             };
-            let too_often = self.policy.starts_allowed.is_some_and(|most| job.attempts_started > most);
-            let failure = match &job.deferred_failure {
-                Some(reason) => AttemptFailure::unrecoverable(reason.clone(), FinalCause::Deferred),
-                None if too_often => AttemptFailure::unrecoverable(
-                    "job started more than allowable limit".to_owned(),
-                    FinalCause::Exhausted,
-                ),
-                None => return Ok(fetched),
-            };
             self.held.remove(&(queue.to_owned(), job.id.to_string()));
+            let failure = AttemptFailure::unrecoverable(reason, FinalCause::Deferred);
             let transition = self.failure(job, &failure)?;
             self.finish(queue, job.id.clone(), token, transition, false).await?;
         }
@@ -424,7 +554,8 @@ impl Runner<'_> {
     }
 
     fn failure_of(step: &Map<String, Value>) -> AttemptFailure {
-        let reason = text(step, "error").unwrap_or("boom").to_owned();
+        let given = step.get("error").filter(|error| !error.is_null());
+        let reason = given.map_or_else(|| "boom".to_owned(), js::argument);
         let unrecoverable = step.get("unrecoverable").and_then(Value::as_bool).unwrap_or(false);
         AttemptFailure {
             stack: format!("Error: {reason}\n    at scenario"),
@@ -439,7 +570,15 @@ impl Runner<'_> {
     }
 
     fn failure(&self, job: &FetchedJob, failure: &AttemptFailure) -> Result<Transition, StepError> {
-        Ok(after_failure(job, &job.options()?, failure, &self.policy, RANDOM))
+        let options = job.options()?;
+        let kind = options.backoff.as_ref().map(|b| &b.kind);
+        if let Some(BackoffKind::Custom(name)) = kind
+            && final_cause(job, &options, failure, &self.policy).is_none()
+        {
+            // Node's method throws here, and its worker leaves the job to the stalled check.
+            return Err(StepError::new(format!("Unknown backoff strategy {name}.")));
+        }
+        Ok(after_failure(job, &options, failure, &self.policy, RANDOM))
     }
 
     async fn step(&mut self, op: &str, step: &Map<String, Value>) -> StepResult {
@@ -460,27 +599,22 @@ impl Runner<'_> {
             "add" => {
                 let (handle, _) = self.open(queue).await?;
                 // The oracle's `data ?? {}`.
-                let data = js::normalised(step.get("data").filter(|d| !d.is_null()).unwrap_or(&empty));
+                let data = step.get("data").filter(|d| !d.is_null()).unwrap_or(&empty);
                 let merged = self.with_defaults(step.get("opts"));
                 if self.peer == Peer::V5 && merged.get("repeat").is_some_and(|r| !r.is_null()) {
-                    let name = text(step, "name").unwrap_or_default();
-                    return self.add_repeatable(queue, name, &data, merged).await;
+                    let name = job_name(step.get("name"))?;
+                    return self.add_repeatable(queue, &name, data, merged).await;
                 }
                 let options = self.options(step.get("opts"))?;
-                let name = match step.get("name") {
-                    Some(Value::String(name)) => name.clone(),
-                    Some(name) if !name.is_null() => js::stringify(name),
-                    _ => return Err(StepError::new("a job needs a name")),
-                };
-                let enqueued = handle.enqueue(&name, &data, options).await?;
+                let enqueued = handle.enqueue(&job_name(step.get("name"))?, &js::raw(data)?, options).await?;
                 Ok(json!(mask(enqueued.id().as_str())))
             }
             "addBulk" => {
                 let (handle, _) = self.open(queue).await?;
                 let mut jobs = Vec::new();
                 for job in step.get("jobs").and_then(Value::as_array).unwrap_or(&Vec::new()) {
-                    let name = job["name"].as_str().unwrap_or_default();
-                    let data = js::normalised(job.get("data").unwrap_or(&empty));
+                    let name = job_name(job.get("name"))?;
+                    let data = js::raw(job.get("data").unwrap_or(&empty))?;
                     jobs.push(BulkJob::new(name, data).options(self.options(job.get("opts"))?));
                 }
                 let enqueued = handle.enqueue_bulk(jobs).await?;
@@ -503,6 +637,10 @@ impl Runner<'_> {
             "process" => {
                 let fetched = self.fetch_sound(queue, token).await?;
                 let Some(job) = fetched.jobs.first() else { return Ok(fetched_view(&fetched)) };
+                // The oracle asks for the job under the name that it shows.
+                if mask(job.id.as_str()) != job.id.as_str() {
+                    return Err(StepError::new("a job with a random id cannot be meant"));
+                }
                 self.held.remove(&(queue.to_owned(), job.id.to_string()));
                 let transition = if let Some(reason) = &job.deferred_failure {
                     self.failure(job, &AttemptFailure::unrecoverable(reason.clone(), FinalCause::Deferred))?
@@ -515,8 +653,9 @@ impl Runner<'_> {
                 Ok(view(job))
             }
             "moveToDelayed" => {
-                let at = number(step, "at").unwrap_or(0);
-                let delay_ms = (at - self.clock.now().0).max(0);
+                #[expect(clippy::cast_precision_loss, reason = "epoch ms")]
+                let now = self.clock.now().0 as f64;
+                let delay_ms = (fraction(step, "at").unwrap_or(0.0) - now).max(0.0);
                 self.finish(queue, id()?, token, Transition::Snooze { delay_ms }, false).await?;
                 Ok(json!("ok"))
             }
@@ -546,6 +685,10 @@ impl Runner<'_> {
             }
             "retryJobs" => {
                 self.open(queue).await?;
+                whole(step, "count")?;
+                if step.get("timestamp").is_some_and(Value::is_null) {
+                    return Err(StepError::new("`timestamp` is no number"));
+                }
                 let newest = number(step, "timestamp").unwrap_or_else(|| self.clock.now().0);
                 let from = final_state(text(step, "state"));
                 let keys = self.keys(queue)?;
@@ -560,12 +703,13 @@ impl Runner<'_> {
             }
             "promoteJobs" => {
                 self.open(queue).await?;
+                whole(step, "count")?;
                 manage::promote_all(&mut self.conn().await?, &self.keys(queue)?, self.peer).await?;
                 Ok(json!("ok"))
             }
             "changeDelay" => {
                 self.open(queue).await?;
-                let delay = span(step, "delay", 0);
+                let delay = needed(step, "delay")?;
                 manage::change_delay(
                     &mut self.conn().await?,
                     &self.keys(queue)?,
@@ -578,7 +722,7 @@ impl Runner<'_> {
             }
             "changePriority" => {
                 self.open(queue).await?;
-                let priority = u32::try_from(number(step, "priority").unwrap_or(0)).unwrap_or(0);
+                let priority = if step.contains_key("priority") { needed(step, "priority")? } else { 0.0 };
                 let keys = self.keys(queue)?;
                 manage::change_priority(
                     &mut self.conn().await?,
@@ -596,13 +740,14 @@ impl Runner<'_> {
                 let keep = self.job(queue, step).await?.options()?.keep_logs;
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
                 let keep = keep.map(|k| k as u32);
-                // Of `undefined` Node stores nothing.
+                // What is undefined is stored as empty text.
                 let json_text = |name: &str| step.get(name).map(js::stringify).unwrap_or_default();
                 let (data, progress) = (json_text("data"), json_text("progress"));
+                let row = step.get("row").map(js::argument).unwrap_or_default();
                 let update = match op {
                     "updateData" => Update::Data(&data),
                     "updateProgress" => Update::Progress(&progress),
-                    _ => Update::Log { line: text(step, "row").unwrap_or_default(), keep },
+                    _ => Update::Log { line: &row, keep },
                 };
                 let lines =
                     manage::update_job(&mut self.conn().await?, &self.keys(queue)?, &id()?, update).await?;
@@ -640,9 +785,25 @@ impl Runner<'_> {
             }
             "clean" => {
                 let (_, admin) = self.open(queue).await?;
-                let limit = u32::try_from(number(step, "limit").unwrap_or(0)).unwrap_or(0);
+                let limit = number(step, "limit").unwrap_or(0);
+                whole(step, "limit").or_else(|e| if step["limit"].is_null() { Ok(()) } else { Err(e) })?;
+                if !step.contains_key("grace")
+                    && matches!(text(step, "type"), None | Some("completed" | "failed"))
+                {
+                    return Err(StepError::new("`grace` is no number"));
+                }
+                if limit < 0 {
+                    return Ok(json!([]));
+                }
+                let limit = u32::try_from(limit).unwrap_or(0);
                 let Some(state) = Cleanable::from_word(text(step, "type").unwrap_or("completed")) else {
-                    // Node cleans nothing and says nothing.
+                    // Node looks at a set of that name, finds nothing, and says so.
+                    let events = self.keys(queue)?.events().to_owned();
+                    redis::cmd("XADD")
+                        .arg(events)
+                        .arg(&["*", "event", "cleaned", "count", "0"])
+                        .query_async::<()>(&mut self.conn().await?)
+                        .await?;
                     return Ok(json!([]));
                 };
                 let mut ids: Vec<String> = admin
@@ -665,6 +826,10 @@ impl Runner<'_> {
             "removeScheduler" => self.remove_scheduler(queue, id()?.as_str()).await,
             "rateLimit" => {
                 let (_, admin) = self.open(queue).await?;
+                whole(step, "ms").or_else(|e| if step["ms"].is_null() { Ok(()) } else { Err(e) })?;
+                if fraction(step, "ms").is_some_and(|ms| ms <= 0.0) {
+                    return Err(StepError::new("invalid expire time"));
+                }
                 admin.rate_limit(span(step, "ms", 0)).await?;
                 Ok(json!("ok"))
             }
@@ -674,15 +839,20 @@ impl Runner<'_> {
             }
             "globalConcurrency" => {
                 let (_, admin) = self.open(queue).await?;
-                admin
-                    .set_global_concurrency(u32::try_from(number(step, "n").unwrap_or(0)).unwrap_or(0))
-                    .await?;
+                match small(step, "n") {
+                    Some(most) => admin.set_global_concurrency(most).await?,
+                    None => self.note(queue, step, &[("concurrency", "n")]).await?,
+                }
                 Ok(json!("ok"))
             }
             "globalRateLimit" => {
                 let (_, admin) = self.open(queue).await?;
-                let most = u32::try_from(number(step, "max").unwrap_or(0)).unwrap_or(0);
-                admin.set_global_rate_limit(most, span(step, "duration", 0)).await?;
+                match (small(step, "max"), small(step, "duration")) {
+                    (Some(most), Some(_)) => {
+                        admin.set_global_rate_limit(most, span(step, "duration", 0)).await?;
+                    }
+                    _ => self.note(queue, step, &[("max", "max"), ("duration", "duration")]).await?,
+                }
                 Ok(json!("ok"))
             }
             "stalledSweep" => {
@@ -713,6 +883,12 @@ impl Runner<'_> {
                 self.job(queue, step).await?;
                 let held = [(id()?, LockToken::new(token))];
                 let keys = self.keys(queue)?;
+                let owner: Option<String> =
+                    redis::cmd("GET").arg(keys.lock(&id()?)).query_async(&mut self.conn().await?).await?;
+                let odd = fraction(step, "duration").is_some_and(|ms| ms <= 0.0 || ms.fract() != 0.0);
+                if odd && owner.as_deref() == Some(token) {
+                    return Err(StepError::new("invalid expire time"));
+                }
                 let lost =
                     extend_locks(&mut self.conn().await?, &keys, span(step, "duration", 30_000), &held)
                         .await?;
@@ -762,10 +938,33 @@ impl Runner<'_> {
         }
     }
 
+    /// Numbers of a step into `meta`, as given: what Node does with those that are none
+    /// of ours.
+    async fn note(
+        &self,
+        queue: &str,
+        step: &Map<String, Value>,
+        fields: &[(&str, &str)],
+    ) -> Result<(), StepError> {
+        let values: Vec<(&str, String)> = fields
+            .iter()
+            .map(|(field, name)| (*field, step.get(*name).map(js::argument).unwrap_or_default()))
+            .collect();
+        let key = self.keys(queue)?.meta().to_owned();
+        redis::pipe().hset_multiple(key, &values).query_async::<()>(&mut self.conn().await?).await?;
+        Ok(())
+    }
+
     async fn delete(&self, key: String) -> StepResult {
         let deleted: i64 = redis::cmd("DEL").arg(key).query_async(&mut self.conn().await?).await?;
         Ok(json!(deleted))
     }
+}
+
+fn small(step: &Map<String, Value>, name: &str) -> Option<u32> {
+    let n = fraction(step, name).filter(|n| n.fract() == 0.0)?;
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number; saturates")]
+    u32::try_from(n as i64).ok()
 }
 
 fn flow_ids(node: &FlowNode) -> Value {

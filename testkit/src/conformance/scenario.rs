@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use mpanel_protocol::lenient::without_lone_surrogates;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::js;
 use crate::TestkitError;
 
 /// Where every scenario's clock starts, epoch ms.
@@ -48,7 +48,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TestkitError> 
     let failed = |why: String| TestkitError::failed(format!("read {}", path.display()), why);
     let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
     // Redis and Rust hold no halves of characters; what BullMQ left of one is U+FFFD.
-    serde_json::from_str(&without_lone_surrogates(&text)).map_err(|e| failed(e.to_string()))
+    js::parse(&text).map_err(|e| failed(e.to_string()))
 }
 
 impl Scenario {

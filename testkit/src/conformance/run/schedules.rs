@@ -25,8 +25,10 @@ impl Runner<'_> {
         let id = text(step, "id").unwrap_or_default();
         let given = step.get("template").cloned().unwrap_or_default();
         let options = js::short_names(self.with_defaults(given.get("opts")));
-        let mut template = JobTemplate::new(given["name"].as_str().unwrap_or(id))
-            .options_json(js::normalised(&options.into()).as_object().cloned().unwrap_or_default());
+        let mut template = JobTemplate::new(
+            given.get("name").filter(|n| !n.is_null()).map_or_else(|| id.to_owned(), js::argument),
+        )
+        .options_json(js::normalised(&options.into()).as_object().cloned().unwrap_or_default());
         if let Some(data) = given.get("data") {
             template = template.data(js::normalised(data))?;
         }
@@ -59,7 +61,12 @@ impl Runner<'_> {
         let schedules = self.schedules(queue).await?;
         let repeat = Self::repeat(&options.shift_remove("repeat").unwrap_or_default());
         let options = js::job_options(options).map_err(StepError::new)?;
-        let added = schedules.add_repeatable(name, data, options.into(), &repeat).await?;
+        let added = match schedules.add_repeatable(name, &js::raw(data)?, options.into(), &repeat).await {
+            Err(error @ EnqueueError::TooLarge { .. }) => {
+                return Err(StepError::new(format!("too large for a repeatable: {error}")));
+            }
+            other => other?,
+        };
         // The oracle prints the id of a job that it was not given.
         Ok(json!(added.map_or_else(|| "undefined".to_owned(), |e| mask(e.id().as_str()))))
     }
