@@ -26,17 +26,19 @@ pub(super) async fn told(shared: &Shared, keys: &QueueKeys, error: AdminError) -
     }
     let source = source.clone();
     let own_keys = format!("~{}:*", keys.qualified_name());
-    let grant = match of_answer(&words) {
+    let named = of_answer(&words);
+    let mut refused = Vec::new();
+    // A script runs many commands: all that are missing, not only the one it came to.
+    if within && named != Some(Missing::Keys) {
+        let mut conn = shared.conn.clone();
+        // When that cannot be asked, the server's own words have to do.
+        refused = refused_commands(&mut conn, keys, Role::Manager).await.unwrap_or_default();
+    }
+    let rules: Vec<_> = refused.iter().map(|command| format!("+{}", command.to_lowercase())).collect();
+    let grant = match named {
+        _ if !rules.is_empty() => rules.join(" "),
         Some(Missing::Command(command)) => format!("+{command}"),
-        Some(Missing::Keys) => own_keys,
-        None => {
-            let mut conn = shared.conn.clone();
-            // When that cannot be asked either, the guide has to do.
-            let refused = refused_commands(&mut conn, keys, Role::Manager).await.unwrap_or_default();
-            let rules: Vec<_> =
-                refused.iter().map(|command| format!("+{}", command.to_lowercase())).collect();
-            if rules.is_empty() { own_keys } else { rules.join(" ") }
-        }
+        Some(Missing::Keys) | None => own_keys,
     };
     AdminError::Forbidden { queue: keys.queue().clone(), grant, source }
 }
