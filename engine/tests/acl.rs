@@ -10,7 +10,7 @@ use common::{Bench, PATIENCE, completed, echo};
 use mpanel_connect::Redis;
 use mpanel_engine::{
     ByHandError, Engine, EngineError,
-    admin::{DeadLetterFilter, Ended, FlowLimits, Listing, QueueAdmin},
+    admin::{AdminError, DeadLetterFilter, Ended, FlowLimits, Listing, QueueAdmin},
     events::Start,
 };
 use mpanel_producer::{
@@ -187,6 +187,23 @@ async fn a_worker_waits_for_its_permissions() {
     bench.counts_become("q", completed(1)).await;
     worker.stop(PATIENCE).await;
 
+    // Whoever takes jobs by hand is told at the first call, and may go on once it is granted.
+    set_user(&bench, "fleet-worker", &["-zadd".to_owned()]).await;
+    let taker = engine.worker("q").unwrap().by_hand().unwrap();
+    let settled = async || {
+        let mut keys = keys(&bench).await;
+        keys.retain(|(key, _)| !key.ends_with("stalled-check"));
+        keys
+    };
+    let before = settled().await;
+    for error in [taker.take().await.unwrap_err(), taker.wait(PATIENCE).await.unwrap_err()] {
+        assert!(matches!(error, ByHandError::Engine(EngineError::Forbidden { .. })), "{error:?}");
+        assert!(error.to_string().contains("ZADD"), "{error}");
+    }
+    assert_eq!(settled().await, before);
+    set_user(&bench, "fleet-worker", &["+zadd".to_owned()]).await;
+    assert!(taker.take().await.unwrap().is_none());
+
     // A user without any right to the queue's keys.
     set_user(&bench, "fleet-worker", &["resetkeys".to_owned(), "~other:*".to_owned()]).await;
     let error = engine.worker("q").unwrap().check_permissions().await.unwrap_err();
@@ -194,4 +211,30 @@ async fn a_worker_waits_for_its_permissions() {
     let taker = engine.worker("q").unwrap().by_hand().unwrap();
     let error = taker.take().await.unwrap_err();
     assert!(matches!(error, ByHandError::Engine(EngineError::Forbidden { .. })), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_manages_is_told_what_to_grant() {
+    let bench = Bench::start().await;
+    bench.queue("q").enqueue("a", &json!(1), EnqueueOptions::new()).await.unwrap();
+    let redis = user(&bench, "fleet-inspector").await;
+    let admin = QueueAdmin::new(redis, &Prefix::default(), &QueueName::new("q").unwrap(), Peer::V5);
+    let lacks = |error: AdminError, rule: &str| {
+        assert!(matches!(error, AdminError::Forbidden { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("ACL SETUSER") && text.split([' ', '`']).any(|word| word == rule), "{text}");
+    };
+    // Within a script, where Redis 7.0 does not say which command it was.
+    lacks(admin.pause().await.unwrap_err(), "+hset");
+    lacks(admin.pause().await.unwrap_err(), "+xadd");
+    for rule in ["-zcard", "-evalsha"] {
+        set_user(&bench, "fleet-inspector", &[rule.to_owned()]).await;
+    }
+    lacks(admin.counts().await.unwrap_err(), "+zcard");
+    lacks(admin.pause().await.unwrap_err(), "+evalsha");
+    set_user(&bench, "fleet-inspector", &["resetkeys".to_owned(), "+zcard".to_owned()]).await;
+    lacks(admin.counts().await.unwrap_err(), "~bull:q:*");
+    // What is granted as told works.
+    set_user(&bench, "fleet-inspector", &["~bull:q:*".to_owned()]).await;
+    assert_eq!(admin.counts().await.unwrap().waiting, 1);
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Bench, PATIENCE};
 use mpanel_engine::{
@@ -15,6 +15,7 @@ use mpanel_producer::{BulkJob, EnqueueOptions, KeepJobs};
 use mpanel_protocol::{ids::JobId, options::JobOptions};
 use mpanel_testkit::{BullVersion, NodeSidecar};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 async fn next(events: &mut QueueEvents) -> Notice {
     tokio::time::timeout(PATIENCE, events.next()).await.expect("no event comes").unwrap()
@@ -260,5 +261,53 @@ async fn waits_on_nodes_jobs_and_thousands_at_once() {
         }
         assert_eq!(bench.admin(&name).event_readers().await.unwrap().len(), 1);
         worker.close(true).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_next_leaves_its_read_to_the_next_one() {
+    const JOBS: u64 = 100;
+    let bench = Bench::start().await;
+    let mut events = bench.engine.events("q", Start::Now).unwrap();
+    events.ready().await.unwrap();
+    let before = bench.calls("xread").await;
+    for _ in 0..200 {
+        assert!(timeout(Duration::from_millis(1), events.next()).await.is_err());
+    }
+    let queue = bench.queue("q");
+    let mut expected =
+        vec![queue.enqueue("a", &json!({}), EnqueueOptions::new()).await.unwrap().id().clone()];
+    let mut seen = Vec::new();
+    let mut take = |notice| {
+        let Notice::Event(entry) = notice else { panic!("{notice:?}") };
+        if let QueueEvent::Waiting { id, .. } = entry.event {
+            seen.push((id, Instant::now()));
+        }
+        seen.len()
+    };
+    while take(next(&mut events).await) < 1 {}
+    // The dropped calls waited by one read, not by one each.
+    let reads = bench.calls("xread").await - before;
+    assert!(reads <= 3, "{reads} reads");
+
+    let mut added = vec![Instant::now()];
+    let empty = json!({});
+    for n in 1..JOBS {
+        // The event comes while a call is being dropped; sooner or later by a little.
+        let heard = timeout(Duration::from_micros(100 + n * 30), events.next());
+        let (heard, job) = tokio::join!(heard, queue.enqueue("a", &empty, EnqueueOptions::new()));
+        added.push(Instant::now());
+        expected.push(job.unwrap().id().clone());
+        let mut count = heard.map_or(0, |notice| take(notice.unwrap()));
+        while count < expected.len() {
+            count = take(next(&mut events).await);
+        }
+    }
+    let (ids, times): (Vec<JobId>, Vec<Instant>) = seen.into_iter().unzip();
+    assert_eq!(ids, expected);
+    for (id, (added, heard)) in ids.iter().zip(added.into_iter().zip(times)) {
+        let waited = heard.saturating_duration_since(added);
+        // A read that nobody answers ends after 5 s.
+        assert!(waited < Duration::from_secs(3), "{id} was heard of after {waited:?}");
     }
 }

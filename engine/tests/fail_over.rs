@@ -17,8 +17,9 @@ use mpanel_engine::{
 use mpanel_producer::{EnqueueOptions, Producer, QueueProducer};
 use mpanel_protocol::ids::JobId;
 use mpanel_testkit::{
-    Sentinel, eventually,
+    RedisServer, Sentinel, eventually,
     history::{Event, Journal, Snapshot, check, open_jobs},
+    tls::Authority,
 };
 use serde_json::{Value, json};
 
@@ -78,22 +79,38 @@ enum Fault {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_goes_over_in_a_planned_fail_over() {
-    everybody_goes_over(Fault::Planned).await;
+    with_sentinels(Fault::Planned).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_goes_over_when_the_primary_is_killed() {
-    everybody_goes_over(Fault::Killed).await;
+    with_sentinels(Fault::Killed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_goes_over_when_the_primary_freezes() {
-    everybody_goes_over(Fault::Frozen).await;
+    with_sentinels(Fault::Frozen).await;
 }
 
-async fn everybody_goes_over(fault: Fault) {
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_goes_over_with_tls_everywhere() {
+    let authority = Authority::new().unwrap();
+    let topology = Sentinel::tls(&authority).await.unwrap();
+    let (cert, key) = authority.client("worker").unwrap();
+    let files = format!("ca={}&cert={}&key={}", authority.ca().display(), cert.display(), key.display());
+    let url = format!("{}?{files}", topology.url());
+    assert!(url.starts_with("rediss+sentinel://"), "{url}");
+    everybody_goes_over(Fault::Killed, topology, &url).await;
+}
+
+async fn with_sentinels(fault: Fault) {
     let topology = Sentinel::start().await.unwrap();
-    let redis = Redis::open(&topology.url()).unwrap();
+    let url = topology.url();
+    everybody_goes_over(fault, topology, &url).await;
+}
+
+async fn everybody_goes_over(fault: Fault, topology: Sentinel, url: &str) {
+    let redis = Redis::open(url).unwrap();
     let engine = Engine::builder(redis.clone()).connect().await.unwrap();
     let producer = Producer::builder(redis.clone()).connect().await.unwrap();
     let queue = producer.queue("q").unwrap();
@@ -264,4 +281,52 @@ async fn a_fail_over_in_the_middle_of_scripts() {
     .unwrap();
     assert_eq!(check(&journal.events().unwrap(), &snapshot), []);
     worker.stop(PATIENCE).await;
+}
+
+/// What the guide says of `min-replicas-to-write`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_still_loads_counts_for_min_replicas_to_write() {
+    let primary = RedisServer::builder().config("repl-diskless-sync-delay 0").start().await.unwrap();
+    // 1 ms for each key: it loads for some seconds.
+    let replica = RedisServer::builder().appendonly(false).config("key-load-delay 1000");
+    let replica = replica.config("loading-process-events-interval-bytes 1024").start().await.unwrap();
+    let connect = async |server: &RedisServer| {
+        let client = redis::Client::open(server.url()).unwrap();
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+    };
+    let (mut at_primary, mut at_replica) = (connect(&primary).await, connect(&replica).await);
+    let mut fill = redis::pipe();
+    (0..4000).for_each(|n| {
+        fill.set(format!("k{n}"), "x".repeat(100)).ignore();
+    });
+    fill.query_async::<()>(&mut at_primary).await.unwrap();
+    let set = |key: &str| redis::cmd("SET").arg(key).arg(1).to_owned();
+    let mut minimum = redis::cmd("CONFIG");
+    minimum.arg("SET").arg("min-replicas-to-write").arg(1);
+    minimum.query_async::<()>(&mut at_primary).await.unwrap();
+    let error = set("alone").query_async::<()>(&mut at_primary).await.unwrap_err();
+    assert_eq!(error.code(), Some("NOREPLICAS"));
+    let mut follow = redis::cmd("REPLICAOF");
+    follow.arg("127.0.0.1").arg(primary.port());
+    follow.query_async::<()>(&mut at_replica).await.unwrap();
+    eventually("a write that is acknowledged while the replica loads", PATIENCE, || {
+        let (mut at_primary, mut at_replica) = (at_primary.clone(), at_replica.clone());
+        async move {
+            let mut loads = async || {
+                let get =
+                    redis::cmd("GET").arg("acknowledged").query_async::<Option<u8>>(&mut at_replica).await;
+                match get {
+                    Err(error) if error.code() == Some("LOADING") => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            };
+            loads().await?;
+            set("acknowledged").query_async::<()>(&mut at_primary).await.map_err(|e| e.to_string())?;
+            // Nobody but the primary has it.
+            loads().await
+        }
+    })
+    .await
+    .unwrap();
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Bench, PATIENCE, completed};
+use common::{Bench, PATIENCE, completed, log::Log};
 use mpanel_engine::{Engine, JobContext, JobError, Worker, handler_fn};
 use mpanel_producer::{BulkJob, EnqueueError, EnqueueOptions};
 use mpanel_protocol::ids::JobId;
@@ -115,8 +115,9 @@ async fn a_server_out_of_memory() {
     done_once(&bench, &ids, worker, &runs).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_server_that_could_not_save() {
+    let (log, _guard) = Log::start();
     let server = RedisServer::builder().config("enable-protected-configs yes").config("save 3600 1");
     let bench = Bench::on(server.start().await.unwrap()).await;
     let (_, dir): (String, String) = bench.ask("CONFIG GET dir").await;
@@ -126,6 +127,14 @@ async fn a_server_that_could_not_save() {
     let _: String = bench.ask("BGSAVE").await;
     refused(&bench, "MISCONF", 3).await;
     not_stored(&bench, "MISCONF").await;
+    // The operator reads why, of which queue, and not with every call.
+    let told = log.lines().into_iter().filter(|line| line["fields"]["error"].to_string().contains("MISCONF"));
+    let told: Vec<Value> = told.filter(|line| line["target"] == "mpanel_engine::pump").collect();
+    assert!((1..=20).contains(&told.len()), "{told:#?}");
+    for line in told {
+        assert_eq!((&line["level"], &line["fields"]["queue"]), (&json!("WARN"), &json!("q")), "{line}");
+        assert_eq!(line["fields"]["message"], "Redis did not take the call; trying again");
+    }
     let _: () = bench.ask(&format!("CONFIG SET dir {dir}")).await;
     let _: String = bench.ask("BGSAVE").await;
     done_once(&bench, &ids, worker, &runs).await;

@@ -33,6 +33,7 @@ mod listing;
 mod logs;
 mod manage;
 mod metrics;
+mod permissions;
 mod sweep;
 mod upkeep;
 mod workers;
@@ -89,6 +90,21 @@ pub enum AdminError {
     /// A script failed.
     #[error(transparent)]
     Script(#[from] ScriptError),
+    /// The Redis user lacks a permission. A script that lacks one of its commands may
+    /// have written before it came to it.
+    #[error(
+        "the Redis user lacks a permission on queue {queue}: {source}; an operator grants it by \
+         `ACL SETUSER <user> {grant}` (docs/guide/topologies.md has the whole list)"
+    )]
+    Forbidden {
+        /// The queue.
+        queue: QueueName,
+        /// The rules that are missing, as far as can be told.
+        grant: String,
+        /// The cause.
+        #[source]
+        source: RedisError,
+    },
     /// The operation on a job was refused.
     #[error(transparent)]
     Job(#[from] JobOpError),
@@ -133,7 +149,7 @@ impl AdminError {
     #[must_use]
     pub fn redis(&self) -> Option<&RedisError> {
         match self {
-            Self::Redis(e) | Self::ClientList(e) => Some(e),
+            Self::Redis(e) | Self::ClientList(e) | Self::Forbidden { source: e, .. } => Some(e),
             Self::Script(e) | Self::Job(JobOpError::Script(e)) => e.redis(),
             _ => None,
         }
@@ -216,7 +232,7 @@ impl QueueAdmin {
                 if let Some(cause) = error.redis() {
                     self.redis.report(shared, cause).await;
                 }
-                Err(error)
+                Err(permissions::told(shared, &self.keys, error).await)
             }
         }
     }

@@ -83,9 +83,10 @@ impl QueueAdmin {
             let list: Result<Vec<u8>, _> = ask.query_async(&mut shared.conn).await;
             let list = match self.told(&shared, list).await {
                 Ok(list) => list,
-                Err(AdminError::Redis(error)) if matches!(error.code(), Some("ERR" | "NOPERM")) => {
+                Err(AdminError::Redis(error)) if error.code() == Some("ERR") => {
                     return Err(AdminError::ClientList(error));
                 }
+                Err(AdminError::Forbidden { source, .. }) => return Err(AdminError::ClientList(source)),
                 Err(error) => return Err(error),
             };
             let list = String::from_utf8_lossy(&list);

@@ -10,7 +10,8 @@ use mpanel_protocol::{
     ids::{Prefix, QueueName},
     keys::QueueKeys,
 };
-use redis::{FromRedisValue, RedisError, Value};
+use redis::{FromRedisValue, RedisError, RedisResult, Value};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{EventEntry, EventId, QueueEvent};
 use crate::{admin::EVENTS_SUFFIX, marker::client_name};
@@ -102,6 +103,9 @@ pub struct QueueEvents {
     /// How many entries the stream had been given up to `last`, where known.
     position: Option<u64>,
     conn: Option<Conn>,
+    /// The read that is under way. It outlives a call that is dropped: its answer is
+    /// the next call's, and reads do not pile up at the server.
+    reading: Option<AbortOnDropHandle<RedisResult<Value>>>,
     ahead: VecDeque<Notice>,
     count: usize,
 }
@@ -120,6 +124,7 @@ impl QueueEvents {
             last: None,
             position: None,
             conn: None,
+            reading: None,
             ahead: VecDeque::new(),
             count: COUNT_MAX,
         }
@@ -150,7 +155,7 @@ impl QueueEvents {
     /// [`EventsError`].
     ///
     /// # Cancel safety
-    /// Cancel safe: no entry is lost.
+    /// Cancel safe: no entry is lost, and the next call goes on with the same read.
     pub async fn next(&mut self) -> Result<Notice, EventsError> {
         let mut pause = PAUSE_MIN;
         loop {
@@ -166,6 +171,7 @@ impl QueueEvents {
 
     async fn pause_after(&mut self, failure: Failure, pause: &mut Duration) -> Result<(), EventsError> {
         self.conn = None;
+        self.reading = None;
         match failure {
             Failure::Connect(error) if !error.is_retryable() => return Err(error.into()),
             Failure::Redis(source) if is_final(&source) => {
@@ -202,11 +208,7 @@ impl QueueEvents {
     async fn read(&mut self) -> Result<(), Failure> {
         self.begin().await?;
         let Some(after) = self.last else { return Ok(()) };
-        let key = self.keys.events();
-        let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(self.count).arg("BLOCK").arg(millis(BLOCK));
-        read.arg("STREAMS").arg(&key).arg(after.to_string());
-        let reply: Value = self.ask(&read).await?;
+        let reply = self.read_after(after).await?;
         let entries = entries(reply)?;
         let Some(newest) = entries.last().map(|(id, _)| *id) else {
             return self.look_whether_replaced(after).await;
@@ -225,6 +227,24 @@ impl QueueEvents {
             entries.into_iter().map(|(id, fields)| EventEntry { id, event: QueueEvent::from_fields(fields) });
         self.ahead.extend(events.map(Notice::Event));
         Ok(())
+    }
+
+    async fn read_after(&mut self, after: EventId) -> Result<Value, Failure> {
+        let reading = match &mut self.reading {
+            Some(reading) => reading,
+            None => {
+                let Some(mut conn) = self.conn.clone() else { return Err(not_connected().into()) };
+                let mut read = redis::cmd("XREAD");
+                read.arg("COUNT").arg(self.count).arg("BLOCK").arg(millis(BLOCK));
+                read.arg("STREAMS").arg(self.keys.events()).arg(after.to_string());
+                let reading = tokio::spawn(async move { read.query_async(&mut conn).await });
+                self.reading.insert(AbortOnDropHandle::new(reading))
+            }
+        };
+        let reply = reading.await;
+        self.reading = None;
+        // Without an answer the runtime is being shut down.
+        Ok(reply.unwrap_or_else(|_| Err(not_connected()))?)
     }
 
     /// Whether entries behind `after` were trimmed; how many, where it can be told.
@@ -288,9 +308,13 @@ impl QueueEvents {
     async fn ask<T: FromRedisValue>(&mut self, cmd: &redis::Cmd) -> Result<T, Failure> {
         match &mut self.conn {
             Some(conn) => Ok(cmd.query_async(conn).await?),
-            None => Err(RedisError::from((redis::ErrorKind::Io, "not connected")).into()),
+            None => Err(not_connected().into()),
         }
     }
+}
+
+fn not_connected() -> RedisError {
+    (redis::ErrorKind::Io, "not connected").into()
 }
 
 /// What XINFO says of the stream.

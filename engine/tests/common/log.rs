@@ -21,11 +21,15 @@ impl Log {
         (log, tracing::subscriber::set_default(json))
     }
 
+    /// All lines.
+    pub fn lines(&self) -> Vec<Value> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// The span of each attempt of a job that has ended, in order.
     pub fn attempts(&self, queue: &str, id: &str) -> Vec<Value> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let spans = lines.filter(|line| line["target"] == "mpanel_engine::executor");
+        let spans = self.lines().into_iter().filter(|line| line["target"] == "mpanel_engine::executor");
         spans
             .map(|line| line["span"].clone())
             .filter(|span| span["queue"] == queue && span["job.id"] == id)

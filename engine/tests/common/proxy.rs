@@ -2,7 +2,7 @@
 //! nothing for a while.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -18,15 +18,16 @@ pub struct Wire {
     pub port: u16,
     armed: Arc<AtomicBool>,
     lost: Arc<Notify>,
-    /// Nothing is carried, and nobody is told: a partition.
-    silent: watch::Sender<bool>,
+    /// Nothing is carried, and nobody is told: a partition. The last of these is for
+    /// new connections; those before belong to connections that were abandoned.
+    silent: Arc<Mutex<Vec<watch::Sender<bool>>>>,
 }
 
 impl Wire {
     pub async fn to(server_port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let silent = watch::Sender::new(false);
+        let silent = Arc::new(Mutex::new(vec![watch::Sender::new(false)]));
         let wire = Self { port, armed: Arc::default(), lost: Arc::default(), silent };
         let made = wire.clone();
         // Ends with the test's runtime.
@@ -53,12 +54,18 @@ impl Wire {
     /// From now on nothing comes through, in either direction, and no connection is
     /// refused or closed; until the wire is mended.
     pub fn cut(&self) {
-        self.silent.send_replace(true);
+        self.silent.lock().unwrap().last().unwrap().send_replace(true);
+    }
+
+    /// New connections are carried; those there are stay open and silent for good, as
+    /// behind a router that forgot them.
+    pub fn abandon(&self) {
+        self.silent.lock().unwrap().push(watch::Sender::new(false));
     }
 
     /// What is on its way comes through now.
     pub fn mend(&self) {
-        self.silent.send_replace(false);
+        self.silent.lock().unwrap().last().unwrap().send_replace(false);
     }
 
     /// Waits until an answer was lost.
@@ -71,7 +78,8 @@ impl Wire {
         let (mut from_server, mut to_server) = server.into_split();
         let doomed = Arc::new(AtomicBool::new(false));
         let (armed, doom) = (self.armed.clone(), doomed.clone());
-        let (mut up_silent, mut down_silent) = (self.silent.subscribe(), self.silent.subscribe());
+        let mut up_silent = self.silent.lock().unwrap().last().unwrap().subscribe();
+        let mut down_silent = up_silent.clone();
         let up = async move {
             let mut bytes = vec![0; 1 << 16];
             while let Ok(n @ 1..) = from_client.read(&mut bytes).await {
