@@ -10,16 +10,6 @@ local function pushJob(q, id, priority, command)
   wake(q)
 end
 
--- Puts one job at the head of its priority, as released jobs are.
-local function pushFirst(q, id, priority)
-  if priority > 0 then
-    call("ZADD", q.P .. "prioritized", priority * TWO32, id)
-  else
-    call("RPUSH", targetList(q), id)
-  end
-  wake(q)
-end
-
 -- Score in `delayed`: the time, then up to 4096 places in order of arrival.
 local function delayedScore(q, at)
   local base = at * 4096
