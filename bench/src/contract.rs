@@ -1,7 +1,7 @@
 //! The contract of peer adapters: `adapter VERB N [--option value]…`, `REDIS_URL`
 //! and `BENCH_QUEUE` in the environment, one JSON line last, exit 0.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,46 @@ pub fn own_rss_kb() -> std::io::Result<u64> {
     Ok(line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(0))
 }
 
+/// A timed window of the process.
+#[derive(Debug)]
+pub struct Window {
+    began: Instant,
+    cpu_ms: f64,
+}
+
+impl Window {
+    /// Opens it now.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn open() -> std::io::Result<Self> {
+        Ok(Self { cpu_ms: own_cpu_ms()?, began: Instant::now() })
+    }
+
+    /// What was spent since it was opened, on `n` jobs.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn close(&self, n: u64) -> std::io::Result<Answer> {
+        let wall_ms = self.began.elapsed().as_secs_f64() * 1000.0;
+        let cpu_ms = own_cpu_ms()? - self.cpu_ms;
+        Ok(Answer { n, wall_ms, cpu_ms, rss_kb: own_rss_kb()?, ..Answer::default() })
+    }
+}
+
+/// The value at `share` of sorted values.
+#[must_use]
+pub fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
+    let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
+    sorted.get(index).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +138,13 @@ mod tests {
     fn the_process_has_memory_and_time() {
         assert!(own_rss_kb().unwrap() > 500);
         assert!(own_cpu_ms().unwrap() >= 0.0);
+    }
+
+    #[test]
+    fn percentiles_are_values_that_occurred() {
+        let values = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(percentile(&values, 0.5), Some(2.0));
+        assert_eq!(percentile(&values, 0.99), Some(4.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 }

@@ -1,5 +1,8 @@
-//! What the adapters of all peers share: options, payload, the timed window, the answer.
-//! The contract is in docs/benchmarks.md.
+//! What the adapters of all peers share. The contract is in docs/benchmarks.md, and its
+//! types, payload and measures are our own adapter's.
+
+#[path = "../../src/contract.rs"]
+pub mod contract;
 
 use std::{
     collections::HashMap,
@@ -7,18 +10,13 @@ use std::{
     future::Future,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tokio::sync::Notify;
+use contract::{Answer, Payload, Window, epoch_ms, percentile};
 
 /// Anything that ends a run.
 pub type BoxError = Box<dyn Error + Send + Sync>;
-
-/// The name of every job.
-pub const JOB_NAME: &str = "noop";
 
 /// `adapter VERB N [--option value]…`.
 pub struct Call {
@@ -58,85 +56,10 @@ impl Call {
     pub fn is_single(&self) -> bool {
         self.option::<String>("mode").is_some_and(|mode| mode == "single")
     }
-}
 
-/// The payload of every job, about 200 bytes as JSON.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Payload {
-    pub i: u64,
-    pub t: f64,
-    pub pad: String,
-}
-
-impl Payload {
-    /// Of job `i`, added now.
-    pub fn new(i: u64) -> Self {
-        Self { i, t: epoch_ms(), pad: "x".repeat(150) }
-    }
-}
-
-/// Epoch milliseconds with fractions.
-pub fn epoch_ms() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64() * 1000.0)
-}
-
-fn proc_self(file: &str) -> String {
-    std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default()
-}
-
-/// CPU time of all threads, ms. The kernel counts it in ticks of 10 ms.
-fn cpu_ms() -> f64 {
-    let stat = proc_self("stat");
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok());
-    ticks.sum::<f64>() * 10.0
-}
-
-/// Resident memory, kB.
-pub fn rss_kb() -> u64 {
-    let status = proc_self("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
-}
-
-/// A timed window of the process.
-pub struct Window {
-    began: Instant,
-    cpu_ms: f64,
-}
-
-impl Window {
-    pub fn open() -> Self {
-        Self { cpu_ms: cpu_ms(), began: Instant::now() }
-    }
-
-    pub fn close(&self, n: u64) -> Map<String, Value> {
-        let wall_ms = self.began.elapsed().as_secs_f64() * 1000.0;
-        let answer =
-            json!({ "n": n, "wall_ms": wall_ms, "cpu_ms": cpu_ms() - self.cpu_ms, "rss_kb": rss_kb() });
-        answer.as_object().cloned().unwrap_or_default()
-    }
-}
-
-/// Counts completions; somebody waits for the last.
-#[derive(Clone, Default)]
-pub struct Finish {
-    inner: Arc<(Mutex<u64>, Notify)>,
-}
-
-impl Finish {
-    pub fn one(&self) {
-        *self.inner.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.inner.1.notify_one();
-    }
-
-    pub async fn all(&self, n: u64) {
-        loop {
-            if *self.inner.0.lock().unwrap_or_else(PoisonError::into_inner) >= n {
-                return;
-            }
-            self.inner.1.notified().await;
-        }
+    /// Pause between two jobs of `latency`, ms.
+    fn interval_ms(&self) -> u64 {
+        self.option("interval-ms").unwrap_or(5)
     }
 }
 
@@ -150,23 +73,18 @@ impl Waits {
     }
 
     /// Adds them to an answer.
-    pub fn into_answer(self, mut answer: Map<String, Value>) -> Map<String, Value> {
+    pub fn into_answer(self, answer: Answer) -> Answer {
         let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         waits.sort_by(f64::total_cmp);
-        let at =
-            |share: f64| waits.get(((waits.len() as f64 * share).ceil() as usize).saturating_sub(1)).copied();
-        for (name, value) in [("p50_ms", at(0.5)), ("p99_ms", at(0.99)), ("max_ms", waits.last().copied())] {
-            answer.insert(name.to_owned(), json!(value));
-        }
-        answer
+        let at = |share: f64| percentile(&waits, share);
+        Answer { p50_ms: at(0.5), p99_ms: at(0.99), max_ms: waits.last().copied(), ..answer }
     }
 }
 
 /// Starts the producer of `latency`, this program with the verb `produce`.
 pub fn spawn_producer(call: &Call) -> Result<std::process::Child, BoxError> {
-    let interval = call.option::<u64>("interval-ms").unwrap_or(5).to_string();
     Ok(std::process::Command::new(std::env::current_exe()?)
-        .args(["produce", &call.n.to_string(), "--interval-ms", &interval])
+        .args(["produce", &call.n.to_string(), "--interval-ms", &call.interval_ms().to_string()])
         .stdout(std::process::Stdio::null())
         .spawn()?)
 }
@@ -175,20 +93,19 @@ pub fn spawn_producer(call: &Call) -> Result<std::process::Child, BoxError> {
 pub async fn produce<F: Future<Output = Result<(), BoxError>>>(
     call: &Call,
     mut add: impl FnMut(Payload) -> F,
-) -> Result<Map<String, Value>, BoxError> {
-    let window = Window::open();
-    let interval = Duration::from_millis(call.option("interval-ms").unwrap_or(5).max(1));
-    let mut beat = tokio::time::interval(interval);
+) -> Result<Answer, BoxError> {
+    let window = Window::open()?;
+    let mut beat = tokio::time::interval(Duration::from_millis(call.interval_ms().max(1)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for i in 0..call.n {
         beat.tick().await;
         add(Payload::new(i)).await?;
     }
-    Ok(window.close(call.n))
+    Ok(window.close(call.n)?)
 }
 
 /// Prints the answer.
-pub fn answer(adapter: &str, mut answer: Map<String, Value>) {
-    answer.insert("adapter".to_owned(), json!(adapter));
-    println!("{}", Value::Object(answer));
+pub fn answer(adapter: &str, answer: Answer) -> Result<(), BoxError> {
+    println!("{}", serde_json::to_string(&Answer { adapter: adapter.to_owned(), ..answer })?);
+    Ok(())
 }

@@ -7,8 +7,8 @@ use redis::{Script, Value};
 
 use crate::{
     BoxError,
-    contract::{Answer, JOB_NAME, Payload, epoch_ms},
-    fleet::{Cli, Drain, Enqueue, Mode, Verb, Window},
+    contract::{Answer, JOB_NAME, Payload, Window, epoch_ms},
+    fleet::{Cli, Drain, Enqueue, Mode, Verb},
 };
 
 /// Jobs of one call.

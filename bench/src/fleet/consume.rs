@@ -5,10 +5,10 @@ use std::time::Duration;
 use mpanel_engine::{Engine, JobContext, JobError, Worker, handler_fn};
 use mpanel_producer::KeepJobs;
 
-use super::{Cli, Drain, Window};
+use super::{Cli, Drain};
 use crate::{
     BoxError,
-    contract::{Answer, Payload, own_rss_kb},
+    contract::{Answer, Payload, Window, own_rss_kb},
 };
 
 /// Which attempts of a job fail.

@@ -8,10 +8,10 @@ use std::sync::{
 use futures_util::future::try_join_all;
 use mpanel_producer::{Backoff, BulkJob, EnqueueOptions, KeepJobs, Producer, QueueProducer};
 
-use super::{Cli, Enqueue, Mode, Window};
+use super::{Cli, Enqueue, Mode};
 use crate::{
     BoxError,
-    contract::{Answer, JOB_NAME, Payload},
+    contract::{Answer, JOB_NAME, Payload, Window},
 };
 
 pub(super) async fn enqueue(cli: &Cli, what: &Enqueue) -> Result<Answer, BoxError> {

@@ -11,10 +11,10 @@ use mpanel_engine::{Engine, JobContext, JobError, handler_fn};
 use mpanel_producer::{EnqueueOptions, KeepJobs, Producer};
 use tokio::time::MissedTickBehavior;
 
-use super::{Cli, Latency, Produce, Window, consume::completed};
+use super::{Cli, Latency, Produce, consume::completed};
 use crate::{
     BoxError,
-    contract::{Answer, JOB_NAME, Payload, epoch_ms},
+    contract::{Answer, JOB_NAME, Payload, Window, epoch_ms, percentile},
 };
 
 pub(super) async fn latency(cli: &Cli, what: &Latency) -> Result<Answer, BoxError> {
@@ -58,18 +58,6 @@ fn own_arguments() -> Option<String> {
     std::env::args().nth(1).filter(|first| first == crate::adapter::AS_ADAPTER)
 }
 
-/// The value at `share` of sorted values.
-fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index"
-    )]
-    let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
-    sorted.get(index).copied()
-}
-
 pub(super) async fn produce(cli: &Cli, what: &Produce) -> Result<Answer, BoxError> {
     let queue = Producer::connect(&cli.redis_url).await?.queue(&cli.queue)?;
     let window = Window::open()?;
@@ -80,17 +68,4 @@ pub(super) async fn produce(cli: &Cli, what: &Produce) -> Result<Answer, BoxErro
         queue.enqueue(JOB_NAME, &Payload::new(i), EnqueueOptions::new()).await?;
     }
     Ok(window.close(what.n)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_values_that_occurred() {
-        let values = [1.0, 2.0, 3.0, 4.0];
-        assert_eq!(percentile(&values, 0.5), Some(2.0));
-        assert_eq!(percentile(&values, 0.99), Some(4.0));
-        assert_eq!(percentile(&[], 0.5), None);
-    }
 }

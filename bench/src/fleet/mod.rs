@@ -5,14 +5,9 @@ mod consume;
 mod enqueue;
 mod latency;
 
-use std::time::Instant;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{
-    BoxError,
-    contract::{Answer, own_cpu_ms, own_rss_kb},
-};
+use crate::{BoxError, contract::Answer};
 
 /// The mpanel-fleet side of the peer benchmark.
 #[derive(Debug, Parser)]
@@ -141,22 +136,4 @@ pub async fn run(cli: Cli) -> Result<Answer, BoxError> {
     };
     answer.adapter = concat!("mpanel-fleet ", env!("CARGO_PKG_VERSION")).to_owned();
     Ok(answer)
-}
-
-/// A timed window of the process.
-pub(crate) struct Window {
-    began: Instant,
-    cpu_ms: f64,
-}
-
-impl Window {
-    pub(crate) fn open() -> std::io::Result<Self> {
-        Ok(Self { cpu_ms: own_cpu_ms()?, began: Instant::now() })
-    }
-
-    pub(crate) fn close(&self, n: u64) -> std::io::Result<Answer> {
-        let wall_ms = self.began.elapsed().as_secs_f64() * 1000.0;
-        let cpu_ms = own_cpu_ms()? - self.cpu_ms;
-        Ok(Answer { n, wall_ms, cpu_ms, rss_kb: own_rss_kb()?, ..Answer::default() })
-    }
 }

@@ -9,17 +9,17 @@ use bullmq::{
     worker::{CancellationToken, ProcessorFn, WorkerEvent},
 };
 use mpanel_bench_peers::{
-    BoxError, Call, JOB_NAME, Payload, Waits, Window, answer, produce, rss_kb, spawn_producer,
+    BoxError, Call, Waits, answer,
+    contract::{Answer, JOB_NAME, Payload, Window, own_rss_kb},
+    produce, spawn_producer,
 };
-use serde_json::{Map, Value};
-
-type Answer = Result<Map<String, Value>, BoxError>;
+use serde_json::Value;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let call = Call::read();
     let said = match call.verb.as_str() {
-        "version" => Map::new(),
+        "version" => Answer::default(),
         "enqueue" => enqueue(&call).await?,
         "drain" => drain(&call, false).await?,
         "retry" => drain(&call, true).await?,
@@ -35,8 +35,7 @@ async fn main() -> Result<(), BoxError> {
         }
         other => return Err(format!("no verb {other}").into()),
     };
-    answer("bullmq-official 1.4.4", said);
-    Ok(())
+    answer("bullmq-official 1.4.4", said)
 }
 
 async fn queue(call: &Call) -> Result<Queue, BoxError> {
@@ -49,7 +48,7 @@ fn keep(n: usize) -> RemoveOnFinish {
     if n == 0 { RemoveOnFinish::Bool(true) } else { RemoveOnFinish::Count(n) }
 }
 
-async fn enqueue(call: &Call) -> Answer {
+async fn enqueue(call: &Call) -> Result<Answer, BoxError> {
     let queue = Arc::new(queue(call).await?);
     let options = JobOptions {
         attempts: call.option("attempts"),
@@ -57,7 +56,7 @@ async fn enqueue(call: &Call) -> Answer {
         remove_on_complete: call.option("keep").map(keep),
         ..JobOptions::default()
     };
-    let window = Window::open();
+    let window = Window::open()?;
     if call.is_single() {
         let next = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let callers = (0..call.option("window").unwrap_or(200u64)).map(|_| {
@@ -82,7 +81,7 @@ async fn enqueue(call: &Call) -> Answer {
             queue.add_bulk(jobs).await?;
         }
     }
-    Ok(window.close(call.n))
+    Ok(window.close(call.n)?)
 }
 
 async fn worker(
@@ -118,7 +117,7 @@ async fn completed(worker: &Worker, n: u64) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn drain(call: &Call, fails_first: bool) -> Answer {
+async fn drain(call: &Call, fails_first: bool) -> Result<Answer, BoxError> {
     let worker = worker(call, move |job| {
         if fails_first && job.attempts_made() == 0 {
             return Err(Error::ProcessingError("the first attempt fails".into()));
@@ -126,17 +125,16 @@ async fn drain(call: &Call, fails_first: bool) -> Answer {
         Ok(())
     })
     .await?;
-    let idle = rss_kb();
-    let window = Window::open();
+    let rss_idle_kb = own_rss_kb()?;
+    let window = Window::open()?;
     worker.run().await?;
     completed(&worker, call.n).await?;
-    let mut said = window.close(call.n);
-    said.insert("rss_idle_kb".to_owned(), idle.into());
+    let said = window.close(call.n)?;
     worker.close(1000).await?;
-    Ok(said)
+    Ok(Answer { rss_idle_kb: Some(rss_idle_kb), ..said })
 }
 
-async fn latency(call: &Call) -> Answer {
+async fn latency(call: &Call) -> Result<Answer, BoxError> {
     let waits = Waits::default();
     let noted = waits.clone();
     let worker = worker(call, move |job| {
@@ -146,9 +144,9 @@ async fn latency(call: &Call) -> Answer {
     .await?;
     worker.run().await?;
     let mut producer = spawn_producer(call)?;
-    let window = Window::open();
+    let window = Window::open()?;
     completed(&worker, call.n).await?;
-    let said = window.close(call.n);
+    let said = window.close(call.n)?;
     if !producer.wait()?.success() {
         return Err("the producer failed".into());
     }
