@@ -16,7 +16,7 @@ use mpanel_protocol::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::{Mutex, OnceCell, OwnedMutexGuard, oneshot},
+    sync::{Mutex, OwnedMutexGuard, oneshot},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -106,7 +106,6 @@ pub struct JobTaker {
 #[derive(Debug)]
 struct Hands {
     shared: Arc<Shared>,
-    permitted: OnceCell<()>,
     id: uuid::Uuid,
 }
 
@@ -147,7 +146,7 @@ impl JobTaker {
             AbortOnDropHandle::new(tokio::spawn(watch_for_ever(shared.clone()))),
         ];
         let waiting = Arc::new(Mutex::new(Waiting { waiter, asked: false }));
-        let hands = Arc::new(Hands { shared, permitted: OnceCell::new(), id: uuid::Uuid::new_v4() });
+        let hands = Arc::new(Hands { shared, id: uuid::Uuid::new_v4() });
         Self { hands, waiting, _duties: duties }
     }
 
@@ -215,7 +214,7 @@ impl JobTaker {
 impl Hands {
     async fn look(&self) -> Looked {
         let shared = &self.shared;
-        self.permitted.get_or_try_init(|| permissions::check(&shared.engine, &shared.keys)).await?;
+        permissions::granted(shared).await?;
         loop {
             let token = LockToken::new(format!("{}:{}", self.id, uuid::Uuid::new_v4()));
             let asked_at = std::time::Instant::now();

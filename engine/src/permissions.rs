@@ -1,5 +1,6 @@
 //! Whether the Redis user may do what a worker does. Asked before the first job is
-//! taken: a script that is refused a command half way leaves a job in two places.
+//! taken or rescued: a script that is refused a command half way leaves a job in two
+//! places, or in none.
 
 use mpanel_protocol::{
     calls::permissions::{Role, refused_commands},
@@ -7,7 +8,29 @@ use mpanel_protocol::{
     script::ScriptError,
 };
 
-use crate::engine::{EngineError, EngineInner};
+use crate::{
+    engine::{EngineError, EngineInner},
+    exchange::is_transient,
+    worker::Shared,
+};
+
+/// Waits for nothing: asks, unless it is known already that the user may.
+///
+/// # Errors
+/// [`EngineError::Forbidden`], or that it cannot be asked now.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn granted(shared: &Shared) -> Result<(), EngineError> {
+    let ask = async || match check(&shared.engine, &shared.keys).await {
+        Err(EngineError::Script(error)) if !is_transient(&error) => {
+            tracing::warn!(queue = %shared.keys.queue(), %error, "permissions could not be checked; going on");
+            Ok(())
+        }
+        asked => asked,
+    };
+    shared.permitted.get_or_try_init(ask).await.copied()
+}
 
 /// # Errors
 /// [`EngineError::Forbidden`]; whatever else went wrong says nothing of permissions.

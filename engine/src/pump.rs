@@ -190,15 +190,11 @@ impl Pump {
     async fn permitted(&mut self) {
         let mut pause = PAUSE_MIN;
         loop {
-            let retry = match permissions::check(&self.shared.engine, &self.shared.keys).await {
+            let retry = match permissions::granted(&self.shared).await {
                 Ok(()) => return,
                 Err(error @ EngineError::Forbidden { .. }) => {
                     tracing::error!(%error, "asking again until it is granted");
                     CORRUPT_PAUSE
-                }
-                Err(EngineError::Script(error)) if !is_transient(&error) => {
-                    tracing::warn!(%error, "permissions could not be checked; going on");
-                    return;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "permissions could not be checked; trying again");

@@ -1,17 +1,25 @@
 //! The stalled check: jobs whose worker died go back in line. Every worker runs
 //! it; a key in Redis lets one sweep through per interval.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mpanel_protocol::{
     calls::locks::{Sweep, rescue_stalled},
     script::ScriptError,
 };
 
-use crate::worker::Shared;
+use crate::{permissions, worker::Shared};
 
-/// Sweeps once at start and then once an interval, until it is aborted.
+/// Longest pause before permissions are asked for again.
+const ASK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Sweeps once the Redis user may, and then once an interval, until it is aborted.
 pub(crate) async fn rescue_for_ever(shared: Arc<Shared>) {
+    while let Err(error) = permissions::granted(&shared).await {
+        // Whoever takes the jobs tells the operator.
+        tracing::debug!(queue = %shared.keys.queue(), %error, "stalled jobs are not looked for yet");
+        tokio::time::sleep(shared.stalled_interval.min(ASK_PAUSE)).await;
+    }
     let mut turns = tokio::time::interval(shared.stalled_interval);
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

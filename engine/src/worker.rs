@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use mpanel_protocol::{calls::fetch::RateLimit, keys::QueueKeys, options::KeepJobs};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{OnceCell, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -49,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) metrics_points: Option<u32>,
     pub(crate) size_limit: usize,
     pub(crate) locks: LockRing,
+    /// The Redis user may do what a worker does; see [`permissions::granted`].
+    pub(crate) permitted: OnceCell<()>,
     /// Take nothing new.
     pub(crate) stop: CancellationToken,
     /// Handlers must return now.
@@ -293,6 +298,7 @@ impl WorkerBuilder {
             metrics_points: self.metrics_points,
             size_limit: self.size_limit,
             locks,
+            permitted: OnceCell::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
         }))
