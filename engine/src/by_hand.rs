@@ -37,6 +37,7 @@ use crate::{
     schedules,
     sealed::Payload,
     trace::AttemptTrace,
+    trouble::{Trouble, kind},
     worker::Shared,
 };
 
@@ -346,6 +347,7 @@ impl TakenJob {
         let finish = Finish { id: id.clone(), token: token.clone(), transition };
         let items = std::slice::from_ref(&finish);
         let (mut pause, mut uncertain) = (PAUSE_MIN, false);
+        let mut trouble = Trouble::default();
         let lost = self.ctx.cancellation().hard();
         self.shared.locks.ended(&id, &token);
         let ended = loop {
@@ -365,7 +367,10 @@ impl TakenJob {
                 }
                 Err(error) if is_transient(&error) => {
                     uncertain |= !error.is_not_done();
-                    tracing::warn!(job.id = %id, %error, "the end of the job is not written yet; trying again");
+                    if trouble.is_news(kind(error.redis()), std::time::Instant::now()) {
+                        let queue = self.shared.keys.queue();
+                        tracing::warn!(%queue, job.id = %id, %error, "the end of the job is not written yet; trying on");
+                    }
                 }
                 Err(error) => break Err(error.into()),
             }

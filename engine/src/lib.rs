@@ -66,6 +66,7 @@ mod schedules;
 mod sealed;
 pub mod testing;
 mod trace;
+mod trouble;
 mod worker;
 
 pub use batch::{BatchFn, BatchJob, batch_fn};

@@ -23,7 +23,10 @@ use mpanel_protocol::{
 };
 use tokio::sync::Notify;
 
-use crate::cancellation::{CancelCause, Cancellation};
+use crate::{
+    cancellation::{CancelCause, Cancellation},
+    trouble::Trouble,
+};
 
 /// How long a renewal may take before its connection counts as broken.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +55,8 @@ struct Ring {
     lock: Duration,
     due: Instant,
     held: HashMap<JobId, Held>,
+    /// Renewals fail.
+    trouble: Trouble,
 }
 
 /// The locks of one worker that are to be renewed now.
@@ -100,7 +105,13 @@ impl LockKeeper {
     /// A ring for a worker whose locks live for `lock`.
     pub(crate) fn ring(self: &Arc<Self>, keys: QueueKeys, lock: Duration) -> LockRing {
         let id = self.next_ring.fetch_add(1, Ordering::Relaxed);
-        let ring = Ring { keys, lock, due: Instant::now() + lock / 2, held: HashMap::new() };
+        let ring = Ring {
+            keys,
+            lock,
+            due: Instant::now() + lock / 2,
+            held: HashMap::new(),
+            trouble: Trouble::default(),
+        };
         self.rings().insert(id, ring);
         LockRing { keeper: self.clone(), id }
     }
@@ -141,6 +152,9 @@ impl LockKeeper {
     fn renewed(&self, ring: u64, asked: &[(JobId, LockToken)], lost: &[JobId], at: Instant) {
         let mut rings = self.rings();
         let Some(ring) = rings.get_mut(&ring) else { return };
+        if ring.trouble.over(Instant::now()).is_some() {
+            tracing::info!(queue = %ring.keys.queue(), "locks are renewed again");
+        }
         for (id, token) in asked {
             let Some(held) = ring.held.get_mut(id).filter(|h| h.token == *token) else { continue };
             if lost.contains(id) {
@@ -157,12 +171,15 @@ impl LockKeeper {
     }
 
     /// A renewal failed: try again soon, and give up what surely expired.
-    fn not_renewed(&self, ring: u64, now: Instant) {
+    fn not_renewed(&self, ring: u64, now: Instant, error: &str) {
         let mut rings = self.rings();
         let Some(ring) = rings.get_mut(&ring) else { return };
         let lock = ring.lock;
         ring.due = now + RETRY_PAUSE.min(lock / RETRIES_IN_A_LOCK);
         let queue = ring.keys.queue().clone();
+        if ring.trouble.is_news("", now) {
+            tracing::warn!(%queue, error, "locks could not be renewed; trying on until they expire");
+        }
         ring.held.retain(|id, held| {
             let expired = now.duration_since(held.proven) > lock;
             if expired {
@@ -285,8 +302,7 @@ async fn renew_ring(keeper: Weak<LockKeeper>, redis: Redis, conns: Conns, due: D
         match renewed.unwrap_or_else(|_| Err(format!("no answer within {patience:?}"))) {
             Ok(lost) => keeper.renewed(ring, chunk, &lost, asked_at),
             Err(error) => {
-                tracing::warn!(queue = %keys.queue(), error, "locks could not be renewed");
-                keeper.not_renewed(ring, Instant::now());
+                keeper.not_renewed(ring, Instant::now(), &error);
             }
         }
     }

@@ -41,6 +41,7 @@ use crate::{
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
     permissions,
+    trouble::{Trouble, kind},
     worker::{Control, Shared, WorkerStats},
 };
 
@@ -120,6 +121,8 @@ pub(crate) struct Pump {
     control: watch::Receiver<Control>,
     waiting: bool,
     pause: Duration,
+    /// Redis does not take our calls.
+    trouble: Trouble,
     last_fetch_empty: bool,
 }
 
@@ -148,6 +151,7 @@ impl Pump {
             control,
             waiting: false,
             pause: PAUSE_MIN,
+            trouble: Trouble::default(),
             last_fetch_empty: false,
         }
     }
@@ -188,16 +192,21 @@ impl Pump {
 
     /// Waits until the Redis user may do what we do, or the worker is stopped.
     async fn permitted(&mut self) {
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut trouble) = (PAUSE_MIN, Trouble::default());
         loop {
             let retry = match permissions::granted(&self.shared).await {
                 Ok(()) => return,
                 Err(error @ EngineError::Forbidden { .. }) => {
-                    tracing::error!(%error, "asking again until it is granted");
+                    if trouble.is_news(&error.to_string(), Instant::now()) {
+                        tracing::error!(%error, "asking again until it is granted");
+                    }
                     CORRUPT_PAUSE
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "permissions could not be checked; trying again");
+                    let queue = self.shared.keys.queue();
+                    if trouble.is_news("not to be asked", Instant::now()) {
+                        tracing::warn!(%queue, %error, "permissions cannot be checked yet; trying on");
+                    }
                     pause = (pause * 2).min(PAUSE_MAX);
                     pause
                 }
@@ -409,6 +418,9 @@ impl Pump {
         match outcome {
             Ok(finished) => {
                 self.pause = PAUSE_MIN;
+                if let Some(lasted) = self.trouble.over(Instant::now()) {
+                    tracing::info!(queue = %self.shared.keys.queue(), ?lasted, "Redis takes calls again");
+                }
                 for (outgoing, result) in batch.iter().zip(finished.results) {
                     self.written(outgoing, result.err());
                 }
@@ -483,7 +495,12 @@ impl Pump {
     ) {
         let queue = self.shared.keys.queue().clone();
         if is_transient(&error) {
-            tracing::warn!(%queue, %error, outcomes = batch.len(), "Redis did not take the call; trying again");
+            if self.trouble.is_news(kind(error.redis()), Instant::now()) {
+                let outcomes = batch.len();
+                tracing::warn!(%queue, %error, outcomes, "Redis does not take calls; trying on until it does");
+            } else {
+                tracing::debug!(%queue, %error, "Redis still does not take calls");
+            }
             let uncertain = !error.is_not_done();
             if uncertain && let Some(token) = fetching {
                 self.given_back.spawn(give_back(self.shared.clone(), token));

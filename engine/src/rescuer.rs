@@ -1,14 +1,21 @@
 //! The stalled check: jobs whose worker died go back in line. Every worker runs
 //! it; a key in Redis lets one sweep through per interval.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mpanel_protocol::{
     calls::locks::{Sweep, rescue_stalled},
     script::ScriptError,
 };
 
-use crate::{permissions, worker::Shared};
+use crate::{
+    permissions,
+    trouble::{Trouble, kind},
+    worker::Shared,
+};
 
 /// Longest pause before permissions are asked for again.
 const ASK_PAUSE: Duration = Duration::from_secs(5);
@@ -20,15 +27,16 @@ pub(crate) async fn rescue_for_ever(shared: Arc<Shared>) {
         tracing::debug!(queue = %shared.keys.queue(), %error, "stalled jobs are not looked for yet");
         tokio::time::sleep(shared.stalled_interval.min(ASK_PAUSE)).await;
     }
+    let mut trouble = Trouble::default();
     let mut turns = tokio::time::interval(shared.stalled_interval);
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         turns.tick().await;
-        sweep(&shared).await;
+        sweep(&shared, &mut trouble).await;
     }
 }
 
-async fn sweep(shared: &Shared) {
+async fn sweep(shared: &Shared, trouble: &mut Trouble) {
     let engine = &shared.engine;
     let Ok(mut conn) = engine.redis.shared_for(shared.keys.meta()).await else { return };
     let swept = rescue_stalled(
@@ -49,7 +57,9 @@ async fn sweep(shared: &Shared) {
             if let ScriptError::Redis { source, .. } = &error {
                 engine.redis.report(&conn, source).await;
             }
-            tracing::warn!(queue = %shared.keys.queue(), %error, "the stalled check failed; the next interval tries again");
+            if trouble.is_news(kind(error.redis()), Instant::now()) {
+                tracing::warn!(queue = %shared.keys.queue(), %error, "the stalled check failed; each interval tries again");
+            }
         }
     }
 }
