@@ -17,7 +17,7 @@ use mpanel_protocol::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{Mutex, OwnedMutexGuard, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,7 +26,7 @@ use crate::{
     cancels::watch_for_ever,
     context::JobContext,
     engine::EngineError,
-    exchange::{exchange, is_transient, restore_marker},
+    exchange::{end_wait, exchange, is_transient},
     executor::{Ended, context_of, refused, yielded},
     handler::{ErrorKind, JobError},
     marker::{BLOCK_MAX, Waiter, client_name},
@@ -131,9 +131,8 @@ impl Drop for Turn {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let shared = self.shared.clone();
         runtime.spawn(async move {
-            waiting.waiter.end(&shared.engine.redis).await;
+            end_wait(&shared, &mut waiting.waiter).await;
             waiting.asked = false;
-            restore_marker(&shared).await;
         });
     }
 }
@@ -163,7 +162,9 @@ impl JobTaker {
         Ok(self.look().await?.0)
     }
 
-    /// The next job, waiting for one; `None` when none came in time.
+    /// The next job, waiting for one; `None` when none came in time. One call at a time
+    /// waits for what comes; others beside it take its place when it is over. A Redis
+    /// that is silent is noticed by a call's deadline, 10 s, however short the wait.
     ///
     /// # Errors
     /// [`ByHandError::Script`].
@@ -172,8 +173,12 @@ impl JobTaker {
     /// As [`JobTaker::take`]; a wait that is dropped hides no job from others.
     pub async fn wait(&self, within: Duration) -> Result<Option<TakenJob>, ByHandError> {
         let until = Instant::now() + within;
-        let waiting = Some(self.waiting.clone().lock_owned().await);
-        let mut turn = Turn { shared: self.hands.shared.clone(), waiting };
+        // cancel-safe: a lock that is not waited for is not held.
+        let Ok(waiting) = timeout_at(until, self.waiting.clone().lock_owned()).await else {
+            // The waits beside this one have had all its time; a last look is left.
+            return self.take().await;
+        };
+        let mut turn = Turn { shared: self.hands.shared.clone(), waiting: Some(waiting) };
         loop {
             let (job, next) = self.look().await?;
             let left = until.saturating_duration_since(Instant::now());

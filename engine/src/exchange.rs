@@ -1,7 +1,7 @@
 //! One call to Redis on a worker's behalf: outcomes in, next jobs out. Decides no
 //! retry; says which errors are worth one.
 
-use std::borrow::Borrow;
+use std::{borrow::Borrow, sync::Arc, time::Duration};
 
 use mpanel_protocol::{
     calls::{
@@ -12,7 +12,10 @@ use mpanel_protocol::{
     script::ScriptError,
 };
 
-use crate::worker::Shared;
+use crate::{marker::Waiter, worker::Shared};
+
+/// How long who ends a wait stays to see that the marker is back.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Writes `finishes` and starts jobs for `slots` under `token`.
 ///
@@ -48,6 +51,21 @@ pub(crate) async fn exchange(
         engine.redis.report(&link, source).await;
     }
     outcome
+}
+
+/// Ends a wait for the marker that is under way; what it has taken, or still takes
+/// when it cannot be ended at once, goes back for the others. Takes some seconds at
+/// most, also when Redis is silent.
+pub(crate) async fn end_wait(shared: &Arc<Shared>, waiter: &mut Waiter) {
+    if let Some(lasting) = waiter.end().await {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            lasting.over().await;
+            restore_marker(&shared).await;
+        });
+    }
+    // The call is on its way when nobody waits for its answer any more.
+    let _ = tokio::time::timeout(RESTORE_PATIENCE, restore_marker(shared)).await;
 }
 
 /// A fetch for no slot puts the marker back for the others, if there is work.

@@ -22,8 +22,8 @@ pub(crate) const BLOCK_MAX: Duration = Duration::from_secs(5);
 const BLOCK_MIN: Duration = Duration::from_millis(2);
 /// A reply later than the block plus this breaks the connection.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often, and how far apart, the server is asked to end a wait.
-const CALLS_BACK: u32 = 20;
+/// How long, and how far apart, the server is asked to end a wait.
+const CALL_BACK_WITHIN: Duration = Duration::from_secs(1);
 const CALL_BACK_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses after a failure, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -59,7 +59,9 @@ pub(crate) struct Waiter {
     pub(crate) wakes: mpsc::Receiver<Wake>,
     /// CLIENT ID of the waiting connection; 0 while there is none.
     client: Arc<AtomicI64>,
+    redis: Redis,
     key: String,
+    client_name: String,
     task: AbortHandle,
 }
 
@@ -69,33 +71,54 @@ impl Waiter {
         let (requests, asked) = mpsc::channel(1);
         let (wake, wakes) = mpsc::channel(1);
         let client = Arc::new(AtomicI64::new(0));
-        let listener = Listener { redis, key: key.clone(), client_name, client: client.clone() };
+        let listener = Listener {
+            redis: redis.clone(),
+            key: key.clone(),
+            client_name: client_name.clone(),
+            client: client.clone(),
+        };
         let task = tokio::spawn(wait_for_markers(listener, asked, wake)).abort_handle();
-        Self { requests, wakes, client, key, task }
+        Self { requests, wakes, client, redis, key, client_name, task }
     }
 
-    /// Ends the wait that is under way. What it has taken from the marker is the
-    /// caller's to put back.
-    pub(crate) async fn end(&mut self, redis: &Redis) {
-        for _ in 0..CALLS_BACK {
-            self.call_back(redis).await;
-            // cancel-safe: a wake that is not taken stays in the channel.
-            if tokio::time::timeout(CALL_BACK_PAUSE, self.wakes.recv()).await.is_ok() {
-                return;
+    /// Ends the wait that is under way, within a second or so. What it has taken from
+    /// the marker is the caller's to put back.
+    ///
+    /// A wait that cannot be ended (the user may not, or the server does not answer) is
+    /// handed out: what it still takes is the caller's too. Another waiter is here then.
+    pub(crate) async fn end(&mut self) -> Option<Self> {
+        let ended = async {
+            loop {
+                self.call_back().await;
+                // cancel-safe: a wake that is not taken stays in the channel.
+                if tokio::time::timeout(CALL_BACK_PAUSE, self.wakes.recv()).await.is_ok() {
+                    return;
+                }
             }
+        };
+        if tokio::time::timeout(CALL_BACK_WITHIN, ended).await.is_ok() {
+            return None;
         }
+        let fresh = Self::start(self.redis.clone(), self.key.clone(), self.client_name.clone());
+        Some(std::mem::replace(self, fresh))
+    }
+
+    /// Waits until the wait that is under way is over.
+    pub(crate) async fn over(mut self) {
+        // An answer that does not come breaks the connection, which is an answer too.
+        let _ = tokio::time::timeout(BLOCK_MAX + GRACE * 2, self.wakes.recv()).await;
     }
 
     /// Asks the server to end the wait that is under way, if one is.
-    async fn call_back(&self, redis: &Redis) {
+    async fn call_back(&self) {
         let client = self.client.load(Ordering::Relaxed);
         if client == 0 {
             return;
         }
-        let Ok(mut shared) = redis.shared_for(&self.key).await else { return };
+        let Ok(mut shared) = self.redis.shared_for(&self.key).await else { return };
         let unblock = redis::cmd("CLIENT").arg("UNBLOCK").arg(client).query_async(&mut shared.conn).await;
         if let Err::<i64, _>(error) = unblock {
-            redis.report(&shared, &error).await;
+            self.redis.report(&shared, &error).await;
         }
     }
 }

@@ -36,7 +36,7 @@ use tokio::{
 use crate::{
     cancellation::Cancellation,
     engine::EngineError,
-    exchange::{exchange, is_transient, restore_marker},
+    exchange::{end_wait, exchange, is_transient, restore_marker},
     executor::{Done, run_attempt},
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
@@ -223,12 +223,11 @@ impl Pump {
     /// taken, with no fetch after it, is put back for the others.
     async fn end_wait(&mut self) {
         if self.waiting {
-            self.waiter.end(&self.shared.engine.redis).await;
+            end_wait(&self.shared, &mut self.waiter).await;
             self.waiting = false;
-        } else if self.fetch != Fetch::Now && !self.look_again {
-            return;
+        } else if self.fetch == Fetch::Now || self.look_again {
+            restore_marker(&self.shared).await;
         }
-        restore_marker(&self.shared).await;
     }
 
     fn retrying(&self) -> bool {

@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use common::{Bench, PATIENCE, completed, echo};
-use mpanel_engine::{ByHandError, CancelCause, JobError, admin::Counts};
+use mpanel_engine::{ByHandError, CancelCause, Engine, JobError, admin::Counts};
 use mpanel_producer::{Backoff, EnqueueOptions, FlowJob};
 use mpanel_testkit::{BullVersion, NodeSidecar};
 use serde_json::{Value, json};
@@ -87,6 +87,45 @@ async fn waits_that_are_dropped_hide_no_job_from_others() {
         // What is hidden starts when the other's wait for the marker ends, after 5 s.
         assert!(waited_ms < 3000, "{id} waited {waited_ms} ms");
     }
+    worker.stop(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_beside_another_ends_in_its_own_time() {
+    let bench = Bench::start().await;
+    let taker = Arc::new(bench.worker("q").by_hand().unwrap());
+    let other = taker.clone();
+    let long = tokio::spawn(async move { other.wait(PATIENCE).await.unwrap().unwrap().complete(&1).await });
+    bench.asleep(1).await;
+    let short = timeout(Duration::from_secs(3), taker.wait(Duration::from_millis(50))).await;
+    assert!(short.unwrap().unwrap().is_none());
+    bench.queue("q").enqueue("a", &json!({}), EnqueueOptions::new()).await.unwrap();
+    timeout(PATIENCE, long).await.unwrap().unwrap().unwrap();
+    bench.counts_become("q", completed(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_wait_that_may_not_be_ended_gives_back_what_it_takes() {
+    let bench = Bench::start().await;
+    let _: () = bench.ask("ACL SETUSER hand on >pw ~* +@all -client|unblock").await;
+    let url = bench.server.url().replace("redis://", "redis://hand:pw@");
+    let engine = Engine::connect(&url).await.unwrap();
+    let taker = Arc::new(engine.worker("q").unwrap().by_hand().unwrap());
+    let other = taker.clone();
+    let wait = tokio::spawn(async move { other.wait(PATIENCE).await.map(drop) });
+    bench.asleep(1).await;
+    // The marker goes to whoever has slept longest: the wait that nobody is interested in any more.
+    let worker = bench.worker("q").handle_any(echo()).start().unwrap();
+    bench.asleep(2).await;
+    wait.abort();
+    assert!(wait.await.unwrap_err().is_cancelled());
+    // The connection for waiting is free again, though its last wait goes on.
+    assert!(timeout(PATIENCE, taker.wait(Duration::ZERO)).await.unwrap().unwrap().is_none());
+    let id = bench.queue("q").enqueue("a", &json!({}), EnqueueOptions::new()).await.unwrap().id().clone();
+    bench.counts_become("q", completed(1)).await;
+    let job = bench.job("q", &id).await;
+    let waited_ms = job.processed_on_ms.unwrap() - job.job.timestamp_ms;
+    assert!(waited_ms < 1000, "waited {waited_ms} ms");
     worker.stop(PATIENCE).await;
 }
 

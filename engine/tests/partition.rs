@@ -136,3 +136,19 @@ async fn connections_that_stay_silent_are_replaced() {
     // A call's deadline of 10 s, a pause of 2 s, and what a new connection takes.
     comes_back(&bench, far_worker, job, Duration::from_secs(15)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_cut_off_can_be_stopped() {
+    let bench = Bench::start().await;
+    let wire = Wire::to(bench.server.port()).await;
+    let far = Engine::builder(Redis::open(&wire.url()).unwrap()).connect().await.unwrap();
+    let worker = far.worker("q").unwrap().handle_any(echo()).start().unwrap();
+    bench.asleep(1).await;
+    wire.cut();
+    let since = Instant::now();
+    let report = worker.stop(PATIENCE).await;
+    println!("stopped after {:?}", since.elapsed());
+    assert_eq!(report.unfinished, 0);
+    // A second for the wait, and two for what it may have taken.
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}
