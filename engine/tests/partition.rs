@@ -138,6 +138,18 @@ async fn connections_that_stay_silent_are_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_let_in_and_never_greeted_are_given_up() {
+    let bench = Bench::start().await;
+    let wire = Wire::to(bench.server.port()).await;
+    let (far_worker, job) = taken_over(&bench, &wire).await;
+    // One may be for a last renewal; then the one for scripts is made anew, into the void.
+    wire.connected(2).await;
+    wire.abandon();
+    // The time to be let in is 5 s; a pause of 2 s, and what a new connection takes.
+    comes_back(&bench, far_worker, job, Duration::from_secs(10)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_cut_off_can_be_stopped() {
     let bench = Bench::start().await;
     let wire = Wire::to(bench.server.port()).await;

@@ -21,6 +21,8 @@ pub struct Wire {
     /// Nothing is carried, and nobody is told: a partition. The last of these is for
     /// new connections; those before belong to connections that were abandoned.
     silent: Arc<Mutex<Vec<watch::Sender<bool>>>>,
+    /// How many connections were made.
+    made: watch::Sender<usize>,
 }
 
 impl Wire {
@@ -28,13 +30,16 @@ impl Wire {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let silent = Arc::new(Mutex::new(vec![watch::Sender::new(false)]));
-        let wire = Self { port, armed: Arc::default(), lost: Arc::default(), silent };
+        let made = watch::Sender::new(0);
+        let wire = Self { port, armed: Arc::default(), lost: Arc::default(), silent, made };
         let made = wire.clone();
         // Ends with the test's runtime.
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let silent = made.silent.lock().unwrap().last().unwrap().subscribe();
+                made.made.send_modify(|count| *count += 1);
                 if let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await {
-                    tokio::spawn(made.clone().carry(client, server));
+                    tokio::spawn(made.clone().carry(client, server, silent));
                 }
             }
         });
@@ -68,17 +73,24 @@ impl Wire {
         self.silent.lock().unwrap().last().unwrap().send_replace(false);
     }
 
+    /// Waits until `count` more connections were made.
+    pub async fn connected(&self, count: usize) {
+        let mut made = self.made.subscribe();
+        let until = *made.borrow_and_update() + count;
+        let seen = tokio::time::timeout(super::PATIENCE, made.wait_for(|made| *made >= until)).await;
+        seen.expect("no new connections").unwrap();
+    }
+
     /// Waits until an answer was lost.
     pub async fn lost(&self) {
         tokio::time::timeout(super::PATIENCE, self.lost.notified()).await.expect("no answer was lost");
     }
 
-    async fn carry(self, client: TcpStream, server: TcpStream) {
+    async fn carry(self, client: TcpStream, server: TcpStream, mut up_silent: watch::Receiver<bool>) {
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = server.into_split();
         let doomed = Arc::new(AtomicBool::new(false));
         let (armed, doom) = (self.armed.clone(), doomed.clone());
-        let mut up_silent = self.silent.lock().unwrap().last().unwrap().subscribe();
         let mut down_silent = up_silent.clone();
         let up = async move {
             let mut bytes = vec![0; 1 << 16];
