@@ -16,6 +16,8 @@ use mpanel_protocol::keys::slot;
 use mpanel_testkit::{
     Cluster, eventually,
     history::{Event, Journal, Snapshot, check, open_jobs},
+    redis_server::RedisServerBuilder,
+    tls::Authority,
 };
 use serde_json::{Value, json};
 
@@ -199,7 +201,26 @@ async fn a_call_into_a_moving_slot_is_done_whole_after_the_move() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_serves_on_when_its_primary_dies() {
     let cluster = Cluster::start(true).await.unwrap();
-    let redis = Redis::open(&cluster.url()).unwrap();
+    let url = cluster.url();
+    it_serves_on(&cluster, &url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_serves_on_with_tls_everywhere() {
+    let authority = Authority::new().unwrap();
+    let with_tls = |node: RedisServerBuilder| {
+        let node = node.tls(&authority).config("tls-cluster yes").config("tls-replication yes");
+        node.config("tls-auth-clients yes")
+    };
+    let cluster = Cluster::with(true, with_tls).await.unwrap();
+    let (cert, key) = authority.client("worker").unwrap();
+    let files = format!("ca={}&cert={}&key={}", authority.ca().display(), cert.display(), key.display());
+    let port = cluster.nodes()[0].tls_port().unwrap();
+    it_serves_on(&cluster, &format!("rediss+cluster://127.0.0.1:{port}?{files}")).await;
+}
+
+async fn it_serves_on(cluster: &Cluster, url: &str) {
+    let redis = Redis::open(url).unwrap();
     let mut lines = Vec::new();
     for under in PREFIXES {
         let mut line = Line::start(&redis, under).await;
