@@ -164,6 +164,10 @@ impl Pump {
         loop {
             self.gather();
             let stopping = self.shared.stop.is_cancelled();
+            if stopping && self.waiting {
+                // At once: what runs may take longer than we are given.
+                self.end_wait().await;
+            }
             if self.is_call_due(stopping) {
                 if !self.running.is_empty() {
                     // Handlers that need no more than a moment end before the call and share it.

@@ -70,7 +70,7 @@ async fn waits_that_are_dropped_hide_no_job_from_others() {
     let taker = bench.worker("q").by_hand().unwrap();
     bench.asleep(1).await;
     let (queue, empty) = (bench.queue("q"), json!({}));
-    let mut ids = Vec::new();
+    let (mut ids, mut longest_ms) = (Vec::new(), 0);
     for n in 0..JOBS {
         // The job comes while the wait of one is being dropped; sooner or later by a little.
         let wait = timeout(Duration::from_micros(200 + n * 40), taker.wait(PATIENCE));
@@ -84,9 +84,11 @@ async fn waits_that_are_dropped_hide_no_job_from_others() {
     for id in ids {
         let job = bench.job("q", &id).await;
         let waited_ms = job.processed_on_ms.unwrap() - job.job.timestamp_ms;
-        // What is hidden starts when the other's wait for the marker ends, after 5 s.
-        assert!(waited_ms < 3000, "{id} waited {waited_ms} ms");
+        longest_ms = longest_ms.max(waited_ms);
     }
+    println!("longest wait of {JOBS} jobs: {longest_ms} ms");
+    // What is hidden starts when the other's wait for the marker ends, after 5 s.
+    assert!(longest_ms < 1000, "a job waited {longest_ms} ms");
     worker.stop(PATIENCE).await;
 }
 

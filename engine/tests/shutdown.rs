@@ -115,6 +115,23 @@ async fn a_worker_that_stops_does_not_take_the_wake_up_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_waits_for_no_marker_while_its_jobs_end() {
+    let bench = Bench::start().await;
+    let gate = Gate::closed();
+    let worker = bench.worker("q").concurrency(2).handle_any(gate.stubborn()).start().unwrap();
+    bench.queue("q").enqueue("a", &json!({}), EnqueueOptions::new()).await.unwrap();
+    gate.started(1).await;
+    bench.asleep(1).await;
+    let stopped = tokio::spawn(worker.stop(PATIENCE));
+    let since = Instant::now();
+    bench.asleep(0).await;
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    gate.open();
+    assert_eq!(tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap().unfinished, 0);
+    bench.counts_become("q", completed(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_worker_stops_listening_at_once() {
     let bench = Bench::start().await;
     let worker = bench.worker("q").handle_any(echo()).start().unwrap();
