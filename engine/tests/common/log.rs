@@ -2,11 +2,19 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use serde_json::Value;
-use tracing::subscriber::DefaultGuard;
+use tracing::{
+    Dispatch,
+    subscriber::{DefaultGuard, NoSubscriber},
+};
+
+/// As long as there is but one subscriber in a process, `tracing` asks the one of the
+/// thread that comes first to a line whether anybody wants it, ever: a test beside ours,
+/// without a log, would say no for us. With two it asks all of them.
+static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
 
 /// What was logged since [`Log::start`].
 #[derive(Clone, Default)]
@@ -15,6 +23,7 @@ pub struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// From now on, until the guard is dropped; for a runtime of one thread.
     pub fn start() -> (Self, DefaultGuard) {
+        LazyLock::force(&ANOTHER);
         let log = Self::default();
         let to = log.clone();
         let json = tracing_subscriber::fmt().json().with_writer(move || to.clone()).finish();
