@@ -10,10 +10,13 @@
 use std::{
     borrow::Borrow,
     collections::HashMap,
+    panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -41,6 +44,7 @@ use crate::{
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
     permissions,
+    router::panic_text,
     trouble::{Trouble, kind},
     worker::{Control, Shared, WorkerStats},
 };
@@ -104,6 +108,8 @@ pub(crate) struct Pump {
     counters: WorkerStats,
     attempts: JoinSet<Done>,
     running: HashMap<tokio::task::Id, (JobId, LockToken, AbortHandle)>,
+    /// The only slot's attempt runs in the pump's own task.
+    in_place: bool,
     given_back: JoinSet<()>,
     outgoing: Vec<Outgoing>,
     calls: FuturesUnordered<BoxFuture<'static, Answered>>,
@@ -139,6 +145,7 @@ impl Pump {
             counters: WorkerStats::default(),
             attempts: JoinSet::new(),
             running: HashMap::new(),
+            in_place: false,
             given_back: JoinSet::new(),
             outgoing: Vec::new(),
             calls: FuturesUnordered::new(),
@@ -311,8 +318,27 @@ impl Pump {
 
     fn take_in(&mut self, ended: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
         match ended {
-            Ok((task, Done::Finish(finish))) => {
+            Ok((task, done)) => {
                 self.running.remove(&task);
+                self.ended(done);
+            }
+            // Only a stop aborts attempts; a panic inside one is an outcome already.
+            Err(error) => {
+                if let Some((id, token, _)) = self.running.remove(&error.id()) {
+                    self.broke_off(&id, &token, &error);
+                }
+            }
+        }
+    }
+
+    fn broke_off(&self, id: &JobId, token: &LockToken, error: &dyn std::fmt::Display) {
+        self.shared.locks.release(id, token);
+        tracing::error!(job.id = %id, %error, "an attempt broke off; the job will be rescued");
+    }
+
+    fn ended(&mut self, done: Done) {
+        match done {
+            Done::Finish(finish) => {
                 self.shared.locks.ended(&finish.id, &finish.token);
                 match finish.transition {
                     Transition::Complete { .. } => self.counters.completed += 1,
@@ -327,17 +353,7 @@ impl Pump {
                 }
                 self.outgoing.push(Outgoing { finish, uncertain: false });
             }
-            Ok((task, Done::LockLost(id, token) | Done::Moved(id, token))) => {
-                self.running.remove(&task);
-                self.shared.locks.release(&id, &token);
-            }
-            // Only a stop aborts attempts; a panic inside one is an outcome already.
-            Err(error) => {
-                if let Some((id, token, _)) = self.running.remove(&error.id()) {
-                    self.shared.locks.release(&id, &token);
-                    tracing::error!(job.id = %id, %error, "an attempt broke off; the job will be rescued");
-                }
-            }
+            Done::LockLost(id, token) | Done::Moved(id, token) => self.shared.locks.release(&id, &token),
         }
     }
 
@@ -484,8 +500,37 @@ impl Pump {
         let id = job.id.clone();
         let cancellation = Cancellation::under(&self.shared.abort);
         self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancellation.clone());
-        let handle = self.attempts.spawn(run_attempt(self.shared.clone(), job, token.clone(), cancellation));
+        let attempt = run_attempt(self.shared.clone(), job, token.clone(), cancellation);
+        let handle = if self.control.borrow().concurrency == 1 && !self.waiting {
+            match self.tried_in_place(Box::pin(attempt), &id, token) {
+                Some(attempt) => self.attempts.spawn(attempt),
+                None => return,
+            }
+        } else {
+            self.attempts.spawn(attempt)
+        };
         self.running.insert(handle.id(), (id, token.clone(), handle));
+    }
+
+    /// The only slot's attempt, until it waits for the first time: with nothing else to do
+    /// meanwhile, handing it to a task and its end back would be most of the time between
+    /// two calls. Given back when it is not over.
+    fn tried_in_place<F>(&mut self, mut attempt: Pin<Box<F>>, id: &JobId, token: &LockToken) -> Option<Pin<Box<F>>>
+    where
+        F: Future<Output = Done>,
+    {
+        self.in_place = true;
+        self.publish();
+        // Its task polls it again, and is woken from then on.
+        let mut context = Context::from_waker(Waker::noop());
+        let first = std::panic::catch_unwind(AssertUnwindSafe(|| attempt.as_mut().poll(&mut context)));
+        self.in_place = false;
+        match first {
+            Ok(Poll::Pending) => return Some(attempt),
+            Ok(Poll::Ready(done)) => self.ended(done),
+            Err(panic) => self.broke_off(id, token, &panic_text(panic.as_ref())),
+        }
+        None
     }
 
     /// Nothing is lost: outcomes stay and are written again, fetches come later.
@@ -544,14 +589,15 @@ impl Pump {
     }
 
     fn publish(&mut self) {
-        self.counters.active = self.running.len();
+        self.counters.active = self.running.len() + usize::from(self.in_place);
         self.counters.unwritten = self.outgoing.len() + self.under_way;
         self.counters.fetching = self.reserved > 0;
-        let at_rest = self.running.is_empty() && self.outgoing.is_empty() && self.calls.is_empty();
+        let at_rest = self.counters.active == 0 && self.outgoing.is_empty() && self.calls.is_empty();
         self.counters.idle = at_rest && self.last_fetch_empty;
         let counters = self.counters;
+        // Who waits, waits for one of these: nobody is woken with every job.
         self.stats.send_if_modified(|seen| {
-            let changed = *seen != counters;
+            let changed = (seen.idle, seen.is_quiet()) != (counters.idle, counters.is_quiet());
             *seen = counters;
             changed
         });

@@ -322,6 +322,13 @@ pub struct WorkerStats {
     pub idle: bool,
 }
 
+impl WorkerStats {
+    /// Nothing runs or is about to, and every outcome is written.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.active == 0 && self.unwritten == 0 && !self.fetching
+    }
+}
+
 /// A running worker. Dropping it stops it like [`Worker::stop`] with no grace.
 #[derive(Debug)]
 pub struct Worker {
@@ -409,7 +416,7 @@ impl Worker {
     pub async fn until_quiet(&self) {
         let mut stats = self.stats.clone();
         // An error means that the worker has stopped: nothing runs.
-        let _ = stats.wait_for(|s| s.active == 0 && s.unwritten == 0 && !s.fetching).await;
+        let _ = stats.wait_for(WorkerStats::is_quiet).await;
     }
 
     /// Takes nothing new, lets running jobs finish for `grace`, then cancels them
