@@ -35,7 +35,7 @@ local function claimDedup(q, id, d, job, now)
   end
   if d[4] then
     if call("ZREM", q.P .. "delayed", holder) == 1 then
-      removeJob(q, holder, false, false, now)
+      call("UNLINK", jobKeys(q.P .. holder)) -- a parent is not told, as in BullMQ
       if q.peer == "v6" then call("DEL", q.P .. "dn:" .. d[1]) end
       call("XADD", q.events, "*", "event", "removed", "jobId", holder, "prev", "delayed")
       announceHit(q, id, d[1], holder)
