@@ -102,6 +102,17 @@ impl Post {
         Ok(all)
     }
 
+    /// Keeps all events, so that the whole history can be checked.
+    async fn keep_events(&self, partitions: u32) {
+        for index in 0..partitions {
+            let meta = self.partitions().name().partition(index).keys().meta().to_owned();
+            let mut shared = self.redis.shared_for(&meta).await.unwrap();
+            let mut set = redis::cmd("HSET");
+            set.arg(&meta).arg("opts.maxLenEvents").arg(10_000_000);
+            set.query_async::<()>(&mut shared.conn).await.unwrap();
+        }
+    }
+
     async fn counts_become(&self, wanted: impl Fn(&Counts) -> bool) {
         let partitions = self.partitions();
         eventually("counts of all partitions", PATIENCE, || async {
@@ -179,7 +190,7 @@ impl Load {
                 journal.record(&Event::EnqueueAck { id }).unwrap();
                 *sent.lock().unwrap().entry(placed.partition().index()).or_default() += 1;
                 acknowledged.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
     }
@@ -252,6 +263,7 @@ async fn growing_and_shrinking_under_load_loses_and_repeats_nothing() {
     let cluster = Cluster::start(false).await.unwrap();
     let url = cluster.url();
     let post = Post::with(&url, "{bull}", 2).await;
+    post.keep_events(5).await;
     // Two worker processes as it were, each with an engine of its own.
     let mut load = Load::start(&url, 3).await;
     let other = Post::on(&url, "{bull}").await;
@@ -496,7 +508,7 @@ async fn to_node_each_partition_is_an_ordinary_queue() {
     let result = queue.wait_until_finished(&job.id, PATIENCE).await.unwrap();
     assert_eq!(result, json!({"echo": {"n": 2}}));
     let seen = queue.workers().await.unwrap();
-    assert!(seen.iter().any(|w| w.get("name").is_some_and(|n| n.contains("rust"))), "{seen:?}");
+    assert!(seen.iter().any(|w| w.values().any(|field| field.ends_with(":w:rust"))), "{seen:?}");
     // Events and waits by partition.
     let here = post.engine.at(ours.partition());
     let mut events = here.events("mail-2", Start::Oldest).unwrap();
@@ -639,4 +651,25 @@ async fn what_nobody_has_set_up_is_said() {
     assert_eq!(post.mails().await.partitions().await.unwrap(), 2);
     redis::cmd("ZADD").arg(&key).arg(0).arg("served").query_async::<()>(&mut conn).await.unwrap();
     assert!(post.partitions().layout().await.is_err());
+}
+
+/// The code of the guide, run by Node.
+#[test]
+fn node_computes_the_same_partition_with_the_guides_code() {
+    let guide = include_str!("../../docs/guide/partitions.md");
+    let code = guide.split("```js\nimport").nth(1).unwrap().split("```").next().unwrap();
+    let mut cases = Vec::new();
+    for key in ["", "a", "tenant-7", "ü€😀", "0", "a longer key with spaces and: colons"] {
+        for partitions in [1, 2, 3, 5, 7, 64, 255, 256] {
+            cases.push(json!({"key": key, "of": partitions, "is": partition_of_key(key, partitions)}));
+        }
+    }
+    let program = format!(
+        "import{code}\nfor (const {{ key, of, is }} of {}) {{\n  const got = partitionOfKey(key, of);\n  \
+         if (got !== is) throw new Error(`${{key}} of ${{of}}: ${{got}}, not ${{is}}`);\n}}",
+        json!(cases)
+    );
+    let node =
+        std::process::Command::new("node").args(["--input-type=module", "-e", &program]).output().unwrap();
+    assert!(node.status.success(), "{}", String::from_utf8_lossy(&node.stderr));
 }

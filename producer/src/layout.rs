@@ -138,3 +138,72 @@ async fn read(redis: &Redis, name: &PartitionedName) -> Result<Seen, EnqueueErro
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mpanel_protocol::{calls::partition::open_partitions, ids::QueueName, time::TimestampMs};
+    use mpanel_testkit::RedisServer;
+
+    use super::*;
+
+    /// A cache that has seen five partitions; meanwhile three of them were retired.
+    async fn behind(server: &RedisServer) -> (Redis, Arc<LayoutCache>) {
+        let redis = Redis::open(&server.url()).unwrap();
+        let producer = Producer::builder(redis.clone()).connect().await.unwrap();
+        let queue = QueueName::new("mail").unwrap();
+        let name = PartitionedName::new(&producer.rules.prefix, &queue).unwrap();
+        let mut shared = redis.shared().await.unwrap();
+        open_partitions(&mut shared.conn, &name, 5, TimestampMs(1)).await.unwrap();
+        let cache = Arc::new(LayoutCache::open(&producer, &name).await.unwrap());
+        let retire =
+            redis::cmd("ZADD").arg(name.layout_key()).arg(2).arg("open").arg(2).arg("served").to_owned();
+        retire.query_async::<()>(&mut shared.conn).await.unwrap();
+        (redis, cache)
+    }
+
+    async fn served(redis: &Redis, cache: &LayoutCache) -> u32 {
+        read(redis, &cache.name).await.unwrap().layout.served()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_took_too_long_is_acknowledged_in_a_partition_that_is_served() {
+        let server = RedisServer::start().await.unwrap();
+        let (redis, cache) = behind(&server).await;
+        let young = cache.get().await.unwrap();
+        assert_eq!(young.layout.open(), 5, "a young layout is believed");
+        cache.settle(&young, 4).await.unwrap();
+        assert_eq!(served(&redis, &cache).await, 2, "who retires has waited for longer than it is believed");
+
+        let old = Seen { at: young.at.checked_sub(TRUST).unwrap(), ..young };
+        cache.settle(&old, 1).await.unwrap();
+        assert_eq!(served(&redis, &cache).await, 2);
+        cache.settle(&old, 3).await.unwrap();
+        assert_eq!(served(&redis, &cache).await, 4, "workers come back for the job");
+        server.kill9();
+        let error = cache.settle(&old, 3).await.unwrap_err();
+        assert!(matches!(error, EnqueueError::Unknown(_)), "the job is stored: {error}");
+    }
+
+    #[tokio::test]
+    async fn a_layout_is_looked_at_anew_before_it_is_too_old() {
+        let server = RedisServer::start().await.unwrap();
+        let (_redis, cache) = behind(&server).await;
+        let aged = |by: Duration| {
+            let seen = cache.seen();
+            cache.keep(Seen { layout: Layout::of(5), at: seen.at.checked_sub(by).unwrap() });
+        };
+        aged(TRUST);
+        assert_eq!(cache.get().await.unwrap().layout.open(), 2, "too old: nobody goes by it");
+        aged(REFRESH);
+        assert_eq!(cache.get().await.unwrap().layout.open(), 5, "looked at on the side");
+        while cache.get().await.unwrap().layout.open() != 2 {
+            tokio::task::yield_now().await;
+        }
+        server.kill9();
+        aged(REFRESH);
+        assert_eq!(cache.get().await.unwrap().layout.open(), 5, "the server is away for a moment");
+        aged(TRUST);
+        let error = cache.get().await.unwrap_err();
+        assert!(error.is_not_stored() && error.is_retryable(), "{error}");
+    }
+}
