@@ -605,7 +605,7 @@ async fn jobs_go_where_they_belong() {
     // A limit is each partition's.
     let full = mails.clone().max_waiting(1);
     let error = full.enqueue(By::Partition(0), "a", &1, EnqueueOptions::new()).await.unwrap_err();
-    assert!(matches!(error.error, EnqueueError::QueueFull { .. }), "{error}");
+    assert!(matches!(*error.error, EnqueueError::QueueFull { .. }), "{error}");
 
     let (recorder, seen) = recording();
     recorder

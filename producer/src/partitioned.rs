@@ -85,12 +85,12 @@ pub struct PlaceError {
     pub partition: Option<Partition>,
     /// What happened.
     #[source]
-    pub error: EnqueueError,
+    pub error: Box<EnqueueError>,
 }
 
 impl From<EnqueueError> for PlaceError {
     fn from(error: EnqueueError) -> Self {
-        Self { partition: None, error }
+        Self { partition: None, error: error.into() }
     }
 }
 
@@ -219,7 +219,7 @@ impl PartitionedProducer {
         };
         match stored.await {
             Ok(job) => Ok(Placed { partition, job }),
-            Err(error) => Err(PlaceError { partition: Some(partition), error }),
+            Err(error) => Err(PlaceError { partition: Some(partition), error: Box::new(error) }),
         }
     }
 
@@ -296,7 +296,7 @@ impl PartitionedProducer {
         };
         let placed = results.into_iter().map(|result| match result {
             Ok(job) => Ok(Placed { partition: partition.clone(), job }),
-            Err(error) => Err(PlaceError { partition: Some(partition.clone()), error }),
+            Err(error) => Err(PlaceError { partition: Some(partition.clone()), error: Box::new(error) }),
         });
         places.into_iter().zip(placed).collect()
     }
