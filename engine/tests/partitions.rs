@@ -405,7 +405,8 @@ async fn one_slot_goes_round_and_all_share_their_number() {
     worker.set_concurrency(8);
     let jobs = (0..4000).map(|n| (By::Turn, BulkJob::new("a", n)));
     let client = redis::Client::open(server.url()).unwrap();
-    let mut conn = client.get_multiplexed_async_connection().await.unwrap();
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+    let mut conn = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
     let mut looks = redis::pipe();
     looks.atomic();
     for index in 0..4 {
