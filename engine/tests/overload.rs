@@ -117,7 +117,7 @@ async fn producers_ten_times_faster_than_workers() {
     // Four slots of 40 ms work off a hundred jobs a second; a thousand come. In ten minutes a
     // tenth of that each.
     const SLOTS: usize = 4;
-    let (lasts, takes_ms, batch) = if full() { (600, 400, 1) } else { (3, 40, 10) };
+    let (lasts, takes_ms, batch) = if full() { (600, 400, 5) } else { (3, 40, 50) };
     let (lasts, takes) = (Duration::from_secs(lasts), Duration::from_millis(takes_ms));
     let bench = Bench::start().await;
     let queue = bench.queue("q");
@@ -127,7 +127,7 @@ async fn producers_ten_times_faster_than_workers() {
     let watch = ActiveWatch::start(&bench, "q").await;
 
     let (since, mut sent, mut rates, mut seen) = (Instant::now(), 0usize, Vec::new(), (0u64, Instant::now()));
-    let mut pace = tokio::time::interval(Duration::from_millis(10));
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
     while since.elapsed() < lasts {
         pace.tick().await;
         let ids: Vec<String> = (sent..sent + batch).map(|n| format!("j{n}")).collect();
@@ -148,7 +148,7 @@ async fn producers_ten_times_faster_than_workers() {
     }
     let done = usize::try_from(worker.stats().completed).unwrap();
     println!("{sent} came, {done} were done; in each tenth {rates:?}");
-    assert!(done * 5 < sent, "the producers were not much faster: {done} of {sent}");
+    assert!(done * 3 < sent, "the producers were not much faster: {done} of {sent}");
     // It does what it can all the time: no tenth is an outage.
     assert!(rates.iter().all(|done| *done > 0), "{rates:?}");
     watch.end(SLOTS);
