@@ -251,6 +251,13 @@ async fn two_hundred_queues_beside_a_noisy_one() {
         queues.push(bench.queue(&name));
     }
     // Every connection is made, every `meta` written.
+    eventually("all workers asleep", PATIENCE * 6, async || {
+        let clients: String = bench.ask("CLIENT LIST").await;
+        let asleep = clients.lines().filter(|client| client.contains("cmd=bzpopmin")).count();
+        if asleep == QUEUES { Ok(()) } else { Err(format!("{asleep} of {QUEUES}")) }
+    })
+    .await
+    .unwrap();
     waits(&queues, 1, &mut started).await;
     bench.asleep(QUEUES).await;
     let alone = waits(&queues[..50], 2, &mut started).await;
