@@ -11,6 +11,7 @@ use mpanel_protocol::{
     ids::{NameError, Prefix, QueueName},
     job_kind::JobKind,
     keys::QueueKeys,
+    partition::Partition,
     peer::Peer,
     schedule::Zone,
     script::ScriptError,
@@ -19,7 +20,7 @@ use mpanel_protocol::{
 };
 
 use crate::{
-    admin::QueueAdmin,
+    admin::{Partitions, QueueAdmin},
     events::{FinishWatch, QueueEvents, Start, Watches},
     handler::KindHandler,
     locks::LockKeeper,
@@ -59,6 +60,21 @@ impl std::fmt::Debug for EngineInner {
 }
 
 impl EngineInner {
+    /// The same over the same connections for keys under another prefix.
+    pub(crate) fn under(&self, prefix: Prefix) -> Self {
+        Self {
+            redis: self.redis.clone(),
+            prefix,
+            peer: self.peer,
+            clock: self.clock.clone(),
+            keeper: self.keeper.clone(),
+            keyring: self.keyring.clone(),
+            zone: self.zone.clone(),
+            random: self.random,
+            watches: Watches::default(),
+        }
+    }
+
     pub(crate) fn now(&self) -> TimestampMs {
         self.clock.now()
     }
@@ -266,6 +282,21 @@ impl Engine {
     /// [`EngineError::Name`].
     pub fn admin(&self, queue: &str) -> Result<QueueAdmin, EngineError> {
         Ok(self.inner.admin(&QueueName::new(queue)?))
+    }
+
+    /// A handle to look at and manage the partitions of a queue.
+    ///
+    /// # Errors
+    /// [`EngineError::Name`].
+    pub fn partitions(&self, queue: &str) -> Result<Partitions, EngineError> {
+        let EngineInner { redis, prefix, peer, clock, .. } = &*self.inner;
+        Ok(Partitions::new(redis.clone(), prefix, &QueueName::new(queue)?, *peer)?.with_clock(clock.clone()))
+    }
+
+    /// This engine for one partition: its events, and waiting for its jobs.
+    #[must_use]
+    pub fn at(&self, partition: &Partition) -> Self {
+        Self { inner: Arc::new(self.inner.under(partition.prefix().clone())) }
     }
 
     /// A reader of a queue's events.

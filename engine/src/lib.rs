@@ -36,7 +36,8 @@
 //!
 //! Inside, one duty a file: `pump` (finish and fetch), `executor` (one attempt),
 //! `marker` (waiting for work), `locks` (renewal), `rescuer` (stalled jobs),
-//! `giveback` (jobs whose fetch was answered to nobody).
+//! `giveback` (jobs whose fetch was answered to nobody), `slots` (slots that several
+//! queues share), `partitioned` (a worker for all partitions of a queue).
 
 #![warn(missing_docs)]
 
@@ -57,6 +58,7 @@ mod locks;
 mod marker;
 pub mod middleware;
 pub mod outcome;
+mod partitioned;
 mod permissions;
 mod pump;
 mod reading;
@@ -64,6 +66,7 @@ mod rescuer;
 mod router;
 mod schedules;
 mod sealed;
+mod slots;
 pub mod testing;
 mod trace;
 mod trouble;
@@ -75,7 +78,12 @@ pub use cancellation::CancelCause;
 pub use context::JobContext;
 pub use engine::{Engine, EngineBuilder, EngineError};
 pub use handler::{Handler, JobError, KindHandler};
-pub use mpanel_protocol::{calls::fetch::RateLimit, trace::TraceContext};
+pub use mpanel_protocol::{
+    calls::fetch::RateLimit,
+    partition::{Layout, Partition, PartitionedName},
+    trace::TraceContext,
+};
+pub use partitioned::PartitionedWorker;
 pub use router::{HandlerFn, handler_fn};
 pub use worker::{StopReport, Worker, WorkerBuilder, WorkerStats};
 
@@ -88,6 +96,8 @@ mod guide {
     struct Events;
     #[doc = include_str!("../../docs/guide/handlers.md")]
     struct Handlers;
+    #[doc = include_str!("../../docs/guide/partitions.md")]
+    struct Partitions;
     #[doc = include_str!("../../docs/guide/tracing.md")]
     struct Tracing;
 }

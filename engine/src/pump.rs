@@ -45,6 +45,7 @@ use crate::{
     marker::{BLOCK_MAX, Waiter, Wake},
     permissions,
     router::panic_text,
+    slots::Seat,
     trouble::{Trouble, kind},
     worker::{Control, Shared, WorkerStats},
 };
@@ -116,6 +117,8 @@ pub(crate) struct Pump {
     /// Outcomes on their way with these calls, and slots they may fill.
     under_way: usize,
     reserved: usize,
+    /// Slots that these calls keep busy until they have come back.
+    engaged: usize,
     /// The last fetch that came back filled all its slots.
     more: bool,
     /// A marker was taken on our behalf while a fetch was under way, which may have
@@ -151,6 +154,7 @@ impl Pump {
             calls: FuturesUnordered::new(),
             under_way: 0,
             reserved: 0,
+            engaged: 0,
             more: false,
             look_again: false,
             fetch: Fetch::Now,
@@ -175,6 +179,7 @@ impl Pump {
                 // At once: what runs may take longer than we are given.
                 self.end_wait().await;
             }
+            self.note_seat(stopping);
             if self.is_call_due(stopping) {
                 if !self.running.is_empty() {
                     // Handlers that need no more than a moment end before the call and share it.
@@ -247,8 +252,38 @@ impl Pump {
 
     fn free_slots(&self) -> usize {
         let control = *self.control.borrow();
-        let closed = control.paused || self.limited_until.is_some();
-        if closed { 0 } else { control.concurrency.saturating_sub(self.running.len() + self.reserved) }
+        if self.is_closed() {
+            return 0;
+        }
+        match &self.shared.seat {
+            None => control.concurrency.saturating_sub(self.running.len() + self.reserved),
+            Some(_) if self.retrying() => 0,
+            Some(seat) => seat.grant(self.holds_beside(self.outgoing.len().min(self.share()))),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.control.borrow().paused || self.limited_until.is_some()
+    }
+
+    /// Shared slots that are held beside `batch` outcomes which are about to be written.
+    fn holds_beside(&self, batch: usize) -> usize {
+        self.running.len() + self.engaged + self.outgoing.len() - batch
+    }
+
+    /// Tells the others at the same slots what we hold, and whether we know of work.
+    fn note_seat(&self, stopping: bool) {
+        let Some(seat) = &self.shared.seat else { return };
+        // What cannot be written now does not keep them from their work.
+        let held = if self.retrying() { self.running.len() } else { self.holds_beside(0) };
+        let knows = self.fetch == Fetch::Now || (self.fetch == Fetch::Asked && self.more);
+        seat.note(held, knows && !stopping && !self.is_closed() && !self.retrying());
+    }
+
+    /// Whether a call without slots is to show that Redis takes calls again: one that
+    /// hangs must not hold slots that others could use.
+    fn is_probing(&self) -> bool {
+        self.shared.seat.is_some() && self.retrying() && !self.is_closed()
     }
 
     /// How many jobs one call may concern.
@@ -265,7 +300,10 @@ impl Pump {
         }
         let slots = if stopping { 0 } else { self.free_slots() };
         match self.calls.len() {
-            0 => !self.outgoing.is_empty() || (slots > 0 && self.fetch == Fetch::Now),
+            0 => {
+                let probing = self.is_probing() && !stopping;
+                !self.outgoing.is_empty() || (self.fetch == Fetch::Now && (slots > 0 || probing))
+            }
             calls if calls < CALLS_AT_ONCE => {
                 let fetchable = if self.more { slots } else { 0 };
                 self.outgoing.len().max(fetchable) * 2 > self.share()
@@ -360,8 +398,10 @@ impl Pump {
     /// Waits for anything to happen.
     async fn rest(&mut self, stopping: bool) {
         let slots = if stopping { 0 } else { self.free_slots() };
+        // Who shares slots has to know of work also while others have them all.
+        let waits = slots > 0 || (self.shared.seat.is_some() && !stopping && !self.is_closed());
         if let Fetch::OnMarker { due } = self.fetch
-            && slots > 0
+            && waits
             && !self.waiting
         {
             let now = self.shared.engine.now();
@@ -388,6 +428,7 @@ impl Pump {
                 }
             }
             Ok(()) = self.control.changed() => self.controlled().await,
+            () = rung(self.shared.seat.as_ref()) => {}
             () = stop.cancelled(), if !stopping => {}
         }
     }
@@ -397,7 +438,12 @@ impl Pump {
         let now = self.shared.engine.now();
         match wake {
             // The marker was taken on our behalf while the last slots filled up.
-            Wake::Marker(_) if slots == 0 => restore_marker(&self.shared).await,
+            Wake::Marker(at) if slots == 0 && (self.shared.seat.is_none() || at <= now) => {
+                restore_marker(&self.shared).await;
+                if self.shared.seat.is_some() && matches!(self.fetch, Fetch::OnMarker { .. }) {
+                    self.fetch = Fetch::Now;
+                }
+            }
             // A limit or a failure is waited out; the fetch after it sees all there is.
             _ if matches!(self.fetch, Fetch::NotBefore(_)) => {}
             _ if self.reserved > 0 => self.look_again |= wake != Wake::TimedOut,
@@ -411,11 +457,21 @@ impl Pump {
         let asked_at = Instant::now();
         let share = self.share();
         let limited = matches!(self.fetch, Fetch::NotBefore(at) if at > asked_at);
-        let slots = if limited || stopping { 0 } else { self.free_slots().min(share) };
-        let slots = u32::try_from(slots).unwrap_or(SLOTS_PER_CALL).min(SLOTS_PER_CALL);
-        let batch: Vec<Outgoing> = self.outgoing.drain(..self.outgoing.len().min(share)).collect();
+        let want = if limited || stopping { 0 } else { self.free_slots().min(share) };
+        let want = want.min(SLOTS_PER_CALL as usize);
+        let batch = self.outgoing.len().min(share);
+        let slots = match &self.shared.seat {
+            Some(seat) => seat.take(self.holds_beside(batch), want, batch),
+            None => want,
+        };
+        if slots == 0 && batch == 0 && !self.is_probing() {
+            return; // Others were faster.
+        }
+        let batch: Vec<Outgoing> = self.outgoing.drain(..batch).collect();
         self.under_way += batch.len();
-        self.reserved += slots as usize;
+        self.reserved += slots;
+        self.engaged += slots.max(batch.len());
+        let slots = u32::try_from(slots).unwrap_or(SLOTS_PER_CALL);
         if slots > 0 {
             self.fetch = Fetch::Asked;
             self.look_again = false;
@@ -434,6 +490,7 @@ impl Pump {
         let Answered { batch, slots, token, asked_at, outcome } = answered;
         self.under_way -= batch.len();
         self.reserved -= slots as usize;
+        self.engaged -= (slots as usize).max(batch.len());
         match outcome {
             Ok(finished) => {
                 self.pause = PAUSE_MIN;
@@ -606,9 +663,19 @@ impl Pump {
 
 impl Drop for Pump {
     fn drop(&mut self) {
+        if let Some(seat) = &self.shared.seat {
+            seat.note(0, false);
+        }
         for (_, _, handle) in self.running.values() {
             handle.abort();
         }
+    }
+}
+
+async fn rung(seat: Option<&Seat>) {
+    match seat {
+        Some(seat) => seat.rung().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mpanel_protocol::{calls::fetch::RateLimit, keys::QueueKeys, options::KeepJobs};
+use mpanel_protocol::{
+    calls::fetch::RateLimit, ids::QueueName, keys::QueueKeys, options::KeepJobs, partition::Partition,
+};
 use tokio::{
     sync::{OnceCell, watch},
     task::JoinHandle,
@@ -23,6 +25,7 @@ use crate::{
     pump::Pump,
     rescuer::rescue_for_ever,
     router::Router,
+    slots::Seat,
 };
 
 /// Largest payload unless the builder says otherwise, bytes.
@@ -58,6 +61,9 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Handlers must return now.
     pub(crate) abort: CancellationToken,
+    /// The slots, where other queues share them; then [`Control::concurrency`] is
+    /// theirs together.
+    pub(crate) seat: Option<Seat>,
 }
 
 impl Shared {
@@ -81,7 +87,7 @@ impl std::fmt::Debug for Router {
 }
 
 /// Settings of a worker. Defaults are BullMQ's.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[must_use = "a worker does nothing until it is started"]
 pub struct WorkerBuilder {
     engine: Arc<EngineInner>,
@@ -249,13 +255,31 @@ impl WorkerBuilder {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn start(self) -> Result<Worker, EngineError> {
+        self.check()?;
+        Ok(Worker::start(self.share(None)?))
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
         if self.router.is_empty() {
             return Err(self.wrong("it has no handler"));
         }
         if self.concurrency == 0 {
             return Err(self.wrong("concurrency must be at least 1"));
         }
-        Ok(Worker::start(self.share()?))
+        Ok(())
+    }
+
+    /// Starts a worker with these settings for a partition of the queue.
+    pub(crate) fn start_at(&self, partition: &Partition, seat: Seat) -> Result<Worker, EngineError> {
+        self.check()?;
+        let engine = Arc::new(self.engine.under(partition.prefix().clone()));
+        let member = Self { engine, keys: partition.keys(), ..self.clone() };
+        Ok(Worker::start(member.share(Some(seat))?))
+    }
+
+    /// Whose worker it is to be, of which queue, with how many slots.
+    pub(crate) fn parts(&self) -> (&Arc<EngineInner>, &QueueName, usize) {
+        (&self.engine, self.keys.queue(), self.concurrency)
     }
 
     /// No worker, but a way to take and end jobs by hand. Handlers, middleware, time
@@ -267,14 +291,14 @@ impl WorkerBuilder {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn by_hand(self) -> Result<JobTaker, EngineError> {
-        Ok(JobTaker::new(self.share()?))
+        Ok(JobTaker::new(self.share(None)?))
     }
 
-    fn wrong(&self, what: &str) -> EngineError {
+    pub(crate) fn wrong(&self, what: &str) -> EngineError {
         EngineError::Setting(format!("worker of queue {}: {what}", self.keys.queue()))
     }
 
-    fn share(self) -> Result<Arc<Shared>, EngineError> {
+    fn share(self, seat: Option<Seat>) -> Result<Arc<Shared>, EngineError> {
         if self.lock < Duration::from_millis(10) || self.stalled_interval.is_zero() {
             return Err(self.wrong("lock must be at least 10 ms and the stalled interval more than 0"));
         }
@@ -301,6 +325,7 @@ impl WorkerBuilder {
             permitted: OnceCell::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
+            seat,
         }))
     }
 }
@@ -365,6 +390,11 @@ impl Worker {
     #[must_use]
     pub fn stats(&self) -> WorkerStats {
         *self.stats.borrow()
+    }
+
+    /// Its counters; who watches is woken when `idle` or [`WorkerStats::is_quiet`] change.
+    pub(crate) fn watch(&self) -> watch::Receiver<WorkerStats> {
+        self.stats.clone()
     }
 
     /// Waits until the queue is empty and nothing runs.

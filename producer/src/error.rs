@@ -83,6 +83,15 @@ pub enum EnqueueError {
         /// What this producer allows.
         limit: u64,
     },
+    /// The queue has no partitions; nothing was stored.
+    #[error(
+        "nobody has said how many partitions queue `{queue}` has: `engine.partitions(\"{queue}\")?.ensure(N)` does, \
+         see docs/guide/partitions.md; nothing was stored"
+    )]
+    NotPartitioned {
+        /// The queue.
+        queue: String,
+    },
     /// Redis was not to be reached; nothing was stored.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -149,6 +158,7 @@ impl EnqueueError {
             | Self::AcrossSlots { .. }
             | Self::Rejected(_)
             | Self::Forbidden(_)
+            | Self::NotPartitioned { .. }
             | Self::NotReplicated { .. }
             | Self::Broken(_)
             | Self::Closed => false,

@@ -27,6 +27,7 @@
 //! | jobs whose queue, name and options come from their type | [`JobKind`], [`Producer::enqueue_kind`] |
 //! | flows, many in one step | [`FlowJob`], [`Producer::enqueue_flows`] |
 //! | schedules | [`Schedules`] |
+//! | a queue too large for one Redis core | [`Producer::partitioned`] |
 //! | a trace that goes on in the worker | [`EnqueueOptions::trace`] |
 //! | replicas that must have the job | [`Durability`] |
 //! | a limit on what waits | [`QueueProducer::max_waiting`] |
@@ -45,9 +46,11 @@ mod enqueued;
 mod error;
 mod flow;
 mod kinds;
+mod layout;
 mod options;
 #[cfg(feature = "outbox")]
 pub mod outbox;
+mod partitioned;
 mod producer;
 mod queue;
 mod rules;
@@ -65,6 +68,7 @@ pub use mpanel_protocol::{
     job_kind::JobKind,
     options::{Deduplication, JobOptions, KeepJobs, KeepPolicy},
     outcome::Refusal,
+    partition::{Layout, Partition, PartitionedName},
     payload::{self, MpanelJob},
     peer::Peer,
     schedule::{Repeat, Repeatable, ScheduleError, Scheduler, Zone},
@@ -72,6 +76,7 @@ pub use mpanel_protocol::{
     trace::TraceContext,
 };
 pub use options::{ChildFailure, EnqueueOptions};
+pub use partitioned::{By, PartitionedProducer, PlaceError, Placed};
 pub use producer::{Producer, ProducerBuilder};
 pub use queue::{BulkJob, QueueProducer};
 pub use rules::validate;

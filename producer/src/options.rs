@@ -305,6 +305,11 @@ impl EnqueueOptions {
         self
     }
 
+    /// Whether a job with them may be refused for the sake of another.
+    pub(crate) fn is_unique(&self) -> bool {
+        self.unique.is_some() || self.inner.deduplication.is_some()
+    }
+
     /// These options, and what they leave open from `defaults`, as Node's
     /// `defaultJobOptions` does it.
     #[must_use]

@@ -253,7 +253,7 @@ impl QueueProducer {
         &self.shared.producer.rules
     }
 
-    fn prepare<D: Serialize + ?Sized>(
+    pub(crate) fn prepare<D: Serialize + ?Sized>(
         &self,
         name: &str,
         data: &D,
@@ -273,6 +273,21 @@ impl QueueProducer {
         let inbox = self.inbox();
         inbox.send(Pending { jobs, reply }).await.map_err(|_| EnqueueError::Closed)?;
         answer.await.map_err(|_| EnqueueError::Unknown("the runtime was shut down".to_owned()))?
+    }
+
+    /// What became of each job, for its caller.
+    pub(crate) async fn store_each(
+        &self,
+        jobs: Vec<NewJob>,
+    ) -> Result<Vec<Result<Enqueued, EnqueueError>>, EnqueueError> {
+        let (results, replication) = self.store(jobs).await?;
+        let judge = |result: Result<Added, EnqueueError>| {
+            let job = self.judge(result?)?;
+            let Some(replication) = &replication else { return Ok(job) };
+            let mut judged = replication.clone().judge(vec![job])?;
+            judged.pop().ok_or(EnqueueError::Closed)
+        };
+        Ok(results.into_iter().map(judge).collect())
     }
 
     async fn send(&self, jobs: Vec<NewJob>) -> Result<Vec<Enqueued>, EnqueueError> {

@@ -19,6 +19,11 @@ pub enum NameError {
     /// BullMQ refuses a colon in a queue name (all versions from 5.28).
     #[error("queue name `{0}` contains `:`, which BullMQ refuses; use `-`")]
     QueueColon(String),
+    /// The partitions of a queue put its name into a hash tag.
+    #[error(
+        "the name `{0}` of a partitioned queue contains `{{` or `}}`, which would cut the hash tag of its partitions"
+    )]
+    QueueBrace(String),
     /// BullMQ keeps `0` and `0:…` for its old markers.
     #[error("job id `{0}` is reserved by BullMQ (`0` and ids that begin with `0:`); choose another")]
     ReservedId(String),
@@ -144,6 +149,11 @@ impl Prefix {
             return Err(NameError::Empty { what: "prefix" });
         }
         Ok(Self(prefix))
+    }
+
+    /// Takes a prefix that was made from checked parts; nothing is checked.
+    pub(crate) fn stored(prefix: String) -> Self {
+        Self(prefix)
     }
 
     /// Whether all keys of a queue under this prefix land in one Cluster slot.

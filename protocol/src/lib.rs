@@ -13,6 +13,7 @@
 //! - [`schedule`]: when schedules run next
 //! - [`payload`]: what mPanel puts into `data`, typed
 //! - [`unique`], [`seal`]: uniqueness over payload fields, encryption of them
+//! - [`partition`]: several queues that are one
 //! - [`trace`]: the trace context that a job carries
 //! - [`outcome`]: the codes with which scripts refuse
 //!
@@ -30,6 +31,7 @@ pub mod lenient;
 pub mod lua_json;
 pub mod options;
 pub mod outcome;
+pub mod partition;
 pub mod payload;
 pub mod peer;
 pub mod schedule;

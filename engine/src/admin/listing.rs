@@ -53,8 +53,8 @@ pub enum Order {
 #[derive(Debug, Clone, Copy)]
 pub struct Listing {
     state: JobState,
-    start: u64,
-    count: u32,
+    pub(super) start: u64,
+    pub(super) count: u32,
     order: Order,
     payloads: bool,
 }

@@ -21,7 +21,7 @@
 //!
 //! One subject a file: [`counts`](QueueAdmin::counts), listing, job detail, logs,
 //! flows, workers, metrics, limits, single jobs (`manage`), many jobs (`sweep`),
-//! dead letters, the upkeep of the queue's keys.
+//! dead letters, the upkeep of the queue's keys; the partitions of a queue.
 
 mod bulk;
 mod counts;
@@ -33,6 +33,7 @@ mod listing;
 mod logs;
 mod manage;
 mod metrics;
+mod partitions;
 mod permissions;
 mod sweep;
 mod upkeep;
@@ -45,6 +46,7 @@ use mpanel_protocol::{
     ids::{JobId, Prefix, QueueName},
     keys::QueueKeys,
     outcome::JobOpError,
+    partition::PARTITIONS_MAX,
     peer::Peer,
     script::ScriptError,
     time::{Clock, TimestampMs},
@@ -68,6 +70,7 @@ pub use self::{
     listing::{JobPage, Listing, Order},
     logs::JobLogs,
     metrics::{Ended, Metrics},
+    partitions::{NotEmpty, PartitionCounts, PartitionInfo, PartitionedPage, Partitions, Retirement},
     sweep::{CleanSweep, DrainSweep, ObliterateSweep, RequeueSweep},
     upkeep::{OrphanSweep, TrimSweep},
     workers::ConnectedClient,
@@ -130,6 +133,15 @@ pub enum AdminError {
         #[source]
         source: serde_json::Error,
     },
+    /// A queue has 1 to 256 partitions.
+    #[error("a queue cannot have {0} partitions: 1 to {PARTITIONS_MAX}")]
+    PartitionNumber(u32),
+    /// The queue has no partitions.
+    #[error("nobody has said how many partitions queue {0} has: `ensure` or `resize` does")]
+    NoPartitions(QueueName),
+    /// Somebody changed the partitions at the same time.
+    #[error("the partitions of queue {0} were changed meanwhile by somebody else; look again, then repeat")]
+    Changed(QueueName),
     /// Nobody cancels nothing.
     #[error("say who cancels the job: 1 to 200 characters, none of them control characters")]
     Who,

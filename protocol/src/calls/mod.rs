@@ -1,4 +1,4 @@
-//! A typed function for each script. The only places that pack arguments and
+//! A typed function for each script, and for the plain commands on partitions. The only places that pack arguments and
 //! unpack replies; each call is one round trip on the given connection.
 
 pub mod add;
@@ -8,6 +8,7 @@ pub mod finish;
 pub mod flow;
 pub mod locks;
 pub mod manage;
+pub mod partition;
 pub mod permissions;
 pub mod schedule;
 pub mod sweep;
