@@ -161,14 +161,24 @@ fn adding(jobs: u64) -> Vec<Case> {
     let each = |name, what, options, n: u64| Case::verb(name, what, "enqueue", options, n).leaving(n, 0, 0);
     vec![
         each("enqueue-bulk", "enqueue in bulks of 1000", BULK, jobs),
-        each("enqueue-single", "enqueue from 200 callers, one job a call", "--mode single --window 200", jobs),
+        each(
+            "enqueue-single",
+            "enqueue from 200 callers, one job a call",
+            "--mode single --window 200",
+            jobs,
+        ),
         each(
             "enqueue-pipelined",
             "enqueue by one caller, 1000 calls of one job each at a time",
             "--mode pipelined --batch 1000",
             jobs,
         ),
-        each("enqueue-one", "enqueue by one caller, each call awaited", "--mode single --window 1", jobs / 10),
+        each(
+            "enqueue-one",
+            "enqueue by one caller, each call awaited",
+            "--mode single --window 1",
+            jobs / 10,
+        ),
         Case::verb(
             "enqueue-flows",
             "enqueue parents with 5 children each, 40 flows a call",
@@ -271,9 +281,9 @@ fn growing(jobs: u64) -> Vec<Case> {
             .on_more(1_000_000, BULK)
             .leaving_some()
             .large(),
-        serve("queues-1", "drain 1 queue by 1 process", 1, 1, jobs).in_queues(1).of_fleet(),
-        serve("queues-20", "drain 20 queues by 1 process", 1, 1, jobs).in_queues(20).of_fleet(),
-        serve("queues-200", "drain 200 queues by 1 process", 1, 1, jobs)
+        serve("queues-1", "drain 1 queue by 1 process", 1, 1, jobs * 2).in_queues(1).of_fleet(),
+        serve("queues-20", "drain 20 queues by 1 process", 1, 1, jobs * 2).in_queues(20).of_fleet(),
+        serve("queues-200", "drain 200 queues by 1 process", 1, 1, jobs * 2)
             .on("--mode bulk --batch 100")
             .in_queues(200)
             .of_fleet(),
@@ -298,7 +308,8 @@ mod tests {
     #[test]
     fn flows_are_whole() {
         for jobs in [1000, 50_000, 12_345] {
-            for case in all(jobs).iter().filter(|case| case.name.contains("flows") || case.name == "features") {
+            for case in all(jobs).iter().filter(|case| case.name.contains("flows") || case.name == "features")
+            {
                 assert_eq!(case.n % (CHILDREN + 1), 0, "{}", case.name);
             }
         }

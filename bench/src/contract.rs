@@ -48,13 +48,7 @@ impl Answer {
     pub fn with_waits(self, mut waits: Vec<f64>) -> Self {
         waits.sort_by(f64::total_cmp);
         let at = |share: f64| percentile(&waits, share);
-        Self {
-            p50_ms: at(0.5),
-            p99_ms: at(0.99),
-            p999_ms: at(0.999),
-            max_ms: waits.last().copied(),
-            ..self
-        }
+        Self { p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), max_ms: waits.last().copied(), ..self }
     }
 }
 

@@ -135,7 +135,8 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
         say(&format!("{how}\n{text}"));
     }
     if let Some(file) = cli.plot() {
-        let subtitle = format!("median of ratios within a repetition, whiskers from smallest to largest; {how}");
+        let subtitle =
+            format!("median of ratios within a repetition, whiskers from smallest to largest; {how}");
         std::fs::write(&file, plot(&cases, &runs, &sides, subtitle).svg())?;
         progress(&format!("the plot is in {}", file.display()));
     }

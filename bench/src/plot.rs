@@ -80,7 +80,8 @@ impl Plot {
         for (place, peer) in self.peers.iter().enumerate() {
             let x = 20.0 + count(place) * step;
             let colour = COLOURS[place % COLOURS.len()];
-            let _ = writeln!(svg, "<rect x=\"{x:.1}\" y=\"56\" width=\"10\" height=\"10\" fill=\"{colour}\"/>");
+            let _ =
+                writeln!(svg, "<rect x=\"{x:.1}\" y=\"56\" width=\"10\" height=\"10\" fill=\"{colour}\"/>");
             text(svg, x + 15.0, 65.0, "start", "", peer);
         }
     }
@@ -202,7 +203,8 @@ mod tests {
 
     #[test]
     fn the_document_is_well_formed_and_names_what_it_shows() {
-        let group = Group { label: "drain & keep".to_owned(), bars: vec![(0, spread(4.0)), (1, spread(0.3))] };
+        let group =
+            Group { label: "drain & keep".to_owned(), bars: vec![(0, spread(4.0)), (1, spread(0.3))] };
         let svg = plot(vec![group]).svg();
         assert!(is_well_formed(&svg), "{svg}");
         assert!(svg.contains("drain &amp; keep") && svg.contains(">4.00<") && svg.contains("oxana"));

@@ -86,13 +86,7 @@ pub const SIDES: [Side; 9] = [
     node("bullmq-5.28", false),
     node(NODE, true),
     node("bullmq-6", false),
-    Side {
-        key: OFFICIAL,
-        start: Start::Crate,
-        layout: Layout::BullMq,
-        by_default: true,
-        cannot: &[],
-    },
+    Side { key: OFFICIAL, start: Start::Crate, layout: Layout::BullMq, by_default: true, cannot: &[] },
     Side {
         key: "apalis-redis",
         start: Start::Crate,

@@ -143,7 +143,8 @@ pub(crate) mod tests {
 
     /// A run of 1000 jobs at this rate, with this much of the server's CPU a job.
     pub(crate) fn run(case: &'static str, side: &str, repetition: u32, rate: f64, redis: f64) -> Run {
-        let answer = Answer { n: 1000, wall_ms: 1e6 / rate, cpu_ms: 10.0, rss_kb: 20_480, ..Answer::default() };
+        let answer =
+            Answer { n: 1000, wall_ms: 1e6 / rate, cpu_ms: 10.0, rss_kb: 20_480, ..Answer::default() };
         let server = ServerCost { cpu_micros: redis * 1000.0, ..ServerCost::default() };
         Run { case, repetition, side: side.to_owned(), answer, server }
     }

@@ -215,9 +215,8 @@ mod tests {
         let runs: Vec<_> = cases.iter().map(|case| CaseRuns::new(case, &runs)).collect();
         let verdicts = judge(&runs);
         let of = |case: &str, beside: Beside, figure: &str| {
-            let is = |v: &&Verdict| {
-                v.case == case && v.target.beside == beside && v.target.figure.name == figure
-            };
+            let is =
+                |v: &&Verdict| v.case == case && v.target.beside == beside && v.target.figure.name == figure;
             verdicts.iter().find(is).unwrap()
         };
         assert!(of("drain-50-keep", Beside::Peer(NODE), "jobs/s").is_reached());

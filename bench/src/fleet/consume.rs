@@ -38,10 +38,8 @@ pub(super) async fn consume(cli: &Cli, what: &Drain, failing: Failing) -> Result
 
 /// A worker as the options want it.
 pub(super) fn worker(engine: &Engine, queue: &str, what: &Drain) -> Result<WorkerBuilder, BoxError> {
-    let mut worker = engine
-        .worker(queue)?
-        .concurrency(what.concurrency)
-        .remove_on_complete(KeepJobs::Count(what.keep));
+    let mut worker =
+        engine.worker(queue)?.concurrency(what.concurrency).remove_on_complete(KeepJobs::Count(what.keep));
     if let Some(points) = what.metrics {
         worker = worker.metrics(points);
     }

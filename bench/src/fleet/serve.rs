@@ -22,7 +22,8 @@ pub(super) async fn serve(cli: &Cli, what: &Drain) -> Result<Answer, BoxError> {
         .collect::<Result<Vec<_>, BoxError>>()?;
     let rss_idle_kb = own_rss_kb()?;
     let mut serving = Steering::ready()?.go().await?;
-    let workers = workers.into_iter().map(|worker| Ok(worker.start()?)).collect::<Result<Vec<_>, BoxError>>()?;
+    let workers =
+        workers.into_iter().map(|worker| Ok(worker.start()?)).collect::<Result<Vec<_>, BoxError>>()?;
     let completions = Completions::default();
     tokio::select! {
         () = serving.until_end() => {}

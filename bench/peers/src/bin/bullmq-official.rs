@@ -74,7 +74,8 @@ async fn enqueue(call: &Call) -> Result<Answer, BoxError> {
     let window = Window::open()?;
     if let Some(flows) = flows {
         let each = children + 1;
-        let job = |i| Ok::<_, Error>(FlowJob::new(JOB_NAME, &call.queue, Payload::new(i))?.options(options(i)));
+        let job =
+            |i| Ok::<_, Error>(FlowJob::new(JOB_NAME, &call.queue, Payload::new(i))?.options(options(i)));
         for batch in batches(call.n / each, call.batch() / each) {
             let mut trees = Vec::new();
             for first in batch.map(|flow| flow * each) {
@@ -163,7 +164,8 @@ async fn serve(call: &Call) -> Result<Answer, BoxError> {
     for worker in &workers {
         worker.run().await?;
     }
-    let followed = futures_util::future::try_join_all(workers.iter().map(|worker| note(worker, &completions)));
+    let followed =
+        futures_util::future::try_join_all(workers.iter().map(|worker| note(worker, &completions)));
     tokio::select! {
         () = serving.until_end() => {}
         ended = followed => return Err(ended.err().unwrap_or_else(|| "the workers ended".into())),

@@ -82,8 +82,8 @@ impl Worker<Payload> for Noop {
 async fn processor(call: &Call, worker: &Noop) -> Result<Processor, BoxError> {
     let concurrency = call.concurrency();
     let pool = pool(call, concurrency as u32 + 5).await?;
-    let mut processor = Processor::new(pool, call.queues())
-        .with_config(ProcessorConfig::default().num_workers(concurrency));
+    let mut processor =
+        Processor::new(pool, call.queues()).with_config(ProcessorConfig::default().num_workers(concurrency));
     processor.register(worker.clone());
     Ok(processor)
 }
