@@ -253,7 +253,7 @@ fn features(jobs: u64) -> Vec<Case> {
             "promote delayed jobs that are all due, and drain them",
             "drain",
             "--concurrency 50 --keep 0",
-            jobs * 20,
+            jobs * 25,
         )
         .on("--mode bulk --batch 1000 --delay 1")
         .large(),

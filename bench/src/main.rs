@@ -27,8 +27,8 @@ use mpanel_testkit::RedisServer;
 #[derive(Debug, Parser)]
 #[command(name = "mpanel-bench", version)]
 struct Cli {
-    /// Jobs of most cases; some have a part of them, `delayed-1m` twenty times as many.
-    #[arg(long, default_value_t = 50_000)]
+    /// Jobs of most cases; some have a part of them, `delayed-1m` 25 times as many.
+    #[arg(long, default_value_t = 40_000)]
     jobs: u64,
     /// How often every case is run.
     #[arg(long, default_value_t = 5)]
@@ -114,7 +114,7 @@ fn list(cases: &[Case]) -> String {
 async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
     let cases = cli.cases()?;
     let repetitions = Repetitions { most: cli.repetitions.max(1), large: cli.repetitions_large.max(1) };
-    let load = load();
+    let business = business().await;
     let redis = RedisServer::builder().appendonly(false).start().await?;
     // Emptying a server with many jobs takes its time.
     let conn =
@@ -125,7 +125,7 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
         sides.push(Adapter::open(side, &redis.url()).await?);
     }
     let names: Vec<_> = sides.iter().map(|side| side.name.as_str()).collect();
-    let how = format!("{} jobs, {} repetitions, {load}", cli.jobs, repetitions.most);
+    let how = format!("{} jobs, {} repetitions, {business}", cli.jobs, repetitions.most);
     progress(&format!("{} cases, {how}: {}", cases.len(), names.join(", ")));
     let runs = run_all(&cases, &sides, repetitions, &mut meter).await?;
     let (text, worse) = render(&cases, &runs, &sides);
@@ -143,15 +143,26 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
     Ok(if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// How busy the machine was before the benchmark, in words.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = text.split_whitespace().next().and_then(|load| load.parse::<f64>().ok());
-    match load {
-        Some(load) if load > 0.5 => format!("MACHINE BUSY WITH OTHER WORK (load {load:.1})"),
-        Some(load) => format!("machine quiet before (load {load:.1})"),
-        None => "load unknown".to_owned(),
-    }
+/// How busy other work kept the machine before the benchmark, in words.
+async fn business() -> String {
+    let before = processor_ticks();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (Some((busy, all)), Some((busy_then, all_then))) = (processor_ticks(), before) else {
+        return "nobody knows how quiet the machine was".to_owned();
+    };
+    let percent = (busy - busy_then) * 100.0 / (all - all_then).max(1.0);
+    let how = if percent > 10.0 { "MACHINE BUSY WITH OTHER WORK" } else { "quiet machine" };
+    format!("{how} ({percent:.0} % CPU before)")
+}
+
+/// Ticks of all processors since boot: busy ones, and all.
+fn processor_ticks() -> Option<(f64, f64)> {
+    // cpu user nice system idle iowait irq softirq steal …; the guests' ticks are in user.
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> =
+        text.lines().next()?.split_whitespace().skip(1).take(8).filter_map(|n| n.parse().ok()).collect();
+    let all: f64 = ticks.iter().sum();
+    Some((all - ticks.get(3)? - ticks.get(4)?, all))
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the program")]

@@ -40,8 +40,8 @@ async fn enqueue(call: &Call) -> Result<Answer, BoxError> {
         let mut unmoved = 0;
         for batch in batches(call.n, call.batch()) {
             unmoved += batch.end - batch.start;
-            storage.push_bulk(batch.map(Payload::new).collect()).await?;
-            if call.is_preload() && (unmoved + call.batch() > MOST_DUE || unmoved == call.n) {
+            storage.push_bulk(batch.clone().map(Payload::new).collect()).await?;
+            if call.is_preload() && (unmoved + call.batch() > MOST_DUE || batch.end == call.n) {
                 move_due(&mut storage).await?;
                 unmoved = 0;
             }
@@ -105,7 +105,7 @@ async fn drain(call: &Call) -> Result<Answer, BoxError> {
     let stopped = stop.clone();
     let running = tokio::spawn(worker.run_until(async move {
         stopped.notified().await;
-        Ok::<(), std::io::Error>(())
+        Ok::<(), WorkerError>(())
     }));
     tokio::select! {
         () = all_handled.notified() => {}

@@ -9,7 +9,7 @@ use mpanel_bench_peers::{
     serve::{Completions, Steering},
     spawn_producer,
 };
-use oxana::{JobContext, OxanaError, Queue, QueueConfig, RuntimeBuilder, Storage};
+use oxana::{JobContext, Queue, QueueConfig, RuntimeBuilder, Storage};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -149,7 +149,7 @@ async fn serve(call: &Call) -> Result<Answer, BoxError> {
     let running = tokio::spawn(runtime.run());
     serving.until_end().await;
     stop.notify_one();
-    running.await?.map_err(|e: OxanaError| e)?;
+    running.await??;
     let said = serving.close(completions.count(), &completions)?;
     Ok(Answer { rss_idle_kb: Some(rss_idle_kb), ..said })
 }
