@@ -22,7 +22,7 @@ differential: ## Random job sequences through npm bullmq and through us; SEED=n 
 	@cargo run --quiet --locked -p mpanel-testkit --bin differential -- \
 		--seed $(or $(SEED),1) --count $(or $(COUNT),1000) --steps $(or $(STEPS),30) $(if $(VERSION),--version $(VERSION))
 
-bench: ## Enqueue, drain, retry and wait beside npm bullmq and bullmq-official; ARGS=--help
+bench: ## The fleet beside npm bullmq and four crates, and its targets; ARGS=--help
 	@FOR=demo scripts/setup.sh
 	@cargo build --release --locked --quiet --manifest-path bench/peers/Cargo.toml
 	@cargo run --release --locked -p mpanel-bench -- $(ARGS)

@@ -39,43 +39,89 @@ async function openQueue() {
   return queue;
 }
 
-async function enqueue() {
-  const queue = await openQueue();
-  const keep = number('keep'), attempts = number('attempts'), backoff = number('backoff');
-  const opts = {
+/** What job i is given. */
+function optionsOf() {
+  const keep = number('keep'), attempts = number('attempts'), backoff = number('backoff'), delay = number('delay'), priorities = number('priorities');
+  const common = {
     ...(keep !== undefined && { removeOnComplete: keep === 0 ? true : keep }),
     ...(attempts !== undefined && { attempts }),
     ...(backoff > 0 && { backoff: { type: 'fixed', delay: backoff } }),
+    ...(delay > 0 && { delay }),
   };
+  return i => (priorities > 0 ? { ...common, priority: 1 + (i % priorities) } : common);
+}
+
+/** The indices of the jobs, in batches. */
+function* batches(total, batch) {
+  for (let first = 0; first < total; first += batch) yield Array.from({ length: Math.min(batch, total - first) }, (_, i) => first + i);
+}
+
+async function enqueue() {
+  const queue = await openQueue(), opts = optionsOf(), children = number('children'), batch = number('batch');
+  const flows = children ? new bullmq.FlowProducer({ connection }) : undefined;
+  await flows?.waitUntilReady?.();
   const window = openWindow();
-  if (options.mode === 'single') {
+  if (flows) {
+    const each = children + 1, job = i => ({ name: JOB_NAME, queueName, data: payload(i), opts: opts(i) });
+    for (const indices of batches(Math.floor(n / each), Math.floor(batch / each))) {
+      await flows.addBulk(indices.map(flow => ({ ...job(flow * each), children: Array.from({ length: children }, (_, c) => job(flow * each + 1 + c)) })));
+    }
+  } else if (options.mode === 'single') {
     let next = 0;
     await Promise.all(Array.from({ length: number('window') }, async () => {
-      while (next < n) await queue.add(JOB_NAME, payload(next++), opts);
+      while (next < n) await queue.add(JOB_NAME, payload(next++), opts(0));
     }));
+  } else if (options.mode === 'pipelined') {
+    for (const indices of batches(n, batch)) await Promise.all(indices.map(i => queue.add(JOB_NAME, payload(i), opts(i))));
   } else {
-    const batch = number('batch');
-    for (let first = 0; first < n; first += batch) {
-      const size = Math.min(batch, n - first);
-      await queue.addBulk(Array.from({ length: size }, (_, i) => ({ name: JOB_NAME, data: payload(first + i), opts })));
-    }
+    for (const indices of batches(n, batch)) await queue.addBulk(indices.map(i => ({ name: JOB_NAME, data: payload(i), opts: opts(i) })));
   }
   const answer = closeWindow(window);
+  await flows?.close();
   await queue.close();
   return answer;
 }
 
-/** A worker that is connected and idle; `finished` resolves with the n-th completion. */
+/** A worker that is connected and idle. */
+async function idleWorker(name, handler) {
+  const metrics = number('metrics'), limit = number('limit');
+  const worker = new bullmq.Worker(name, handler, {
+    connection, autorun: false, concurrency: number('concurrency'), removeOnComplete: { count: number('keep') ?? 0 },
+    ...(metrics && { metrics: { maxDataPoints: metrics } }),
+    ...(limit && { limiter: { max: limit, duration: 1000 } }),
+  });
+  worker.on('error', error => console.error(`worker: ${error.message}`));
+  await worker.waitUntilReady();
+  return worker;
+}
+
+/** The same; `finished` resolves with the n-th completion. */
 async function openWorker(handler) {
   let resolve, seen = 0;
   const finished = new Promise(done => { resolve = done; });
-  const worker = new bullmq.Worker(queueName, handler, {
-    connection, autorun: false, concurrency: number('concurrency'), removeOnComplete: { count: number('keep') ?? 0 },
-  });
+  const worker = await idleWorker(queueName, handler);
   worker.on('completed', () => { if (++seen === n) resolve(); });
-  worker.on('error', error => console.error(`worker: ${error.message}`));
-  await worker.waitUntilReady();
   return { worker, finished };
+}
+
+/** Works from SIGUSR2 to SIGTERM: one of several processes, begun together by the runner. */
+async function serve() {
+  const signalled = name => new Promise(resolve => process.once(name, resolve));
+  const go = signalled('SIGUSR2'), end = signalled('SIGTERM');
+  const count = number('queues');
+  const names = count ? Array.from({ length: count }, (_, i) => `${queueName}-${i}`) : [queueName];
+  const workers = [];
+  for (const name of names) workers.push(await idleWorker(name, async () => {}));
+  let completed = 0, ended_ms;
+  for (const worker of workers) worker.on('completed', () => { completed++; ended_ms = epochMs(); });
+  const rss_idle_kb = rssKb();
+  console.log('{"ready":true}');
+  await go;
+  const window = openWindow(), began_ms = epochMs();
+  for (const worker of workers) worker.run();
+  await end;
+  await Promise.all(workers.map(worker => worker.close()));
+  return { ...closeWindow(window), n: completed, began_ms, ended_ms: ended_ms ?? epochMs(), rss_idle_kb };
 }
 
 async function consume(handler) {
@@ -101,7 +147,7 @@ async function latency() {
   await worker.close();
   waits.sort((a, b) => a - b);
   const at = share => waits[Math.ceil(waits.length * share) - 1];
-  return { ...answer, p50_ms: at(0.5), p99_ms: at(0.99), max_ms: waits.at(-1) };
+  return { ...answer, p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), max_ms: waits.at(-1) };
 }
 
 async function produce() {
@@ -121,6 +167,7 @@ const verbs = {
   enqueue,
   drain: () => consume(async () => {}),
   retry: () => consume(async job => { if (job.attemptsMade === 0) throw new Error('the first attempt fails'); }),
+  serve,
   latency,
   produce,
 };

@@ -30,7 +30,26 @@ pub struct Answer {
     pub p99_ms: Option<f64>,
     /// `latency`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub p999_ms: Option<f64>,
+    /// `latency`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ms: Option<f64>,
+    /// `serve`: epoch ms at the start of consuming.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub began_ms: Option<f64>,
+    /// `serve`: epoch ms of the last completion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<f64>,
+}
+
+impl Answer {
+    /// With the percentiles of these waits, ms.
+    #[must_use]
+    pub fn with_waits(self, mut waits: Vec<f64>) -> Self {
+        waits.sort_by(f64::total_cmp);
+        let at = |share: f64| percentile(&waits, share);
+        Self { p50_ms: at(0.5), p99_ms: at(0.99), p999_ms: at(0.999), max_ms: waits.last().copied(), ..self }
+    }
 }
 
 /// The payload of every job, about 200 bytes as JSON.

@@ -1,7 +1,7 @@
 //! What the server spent on a run: CPU (INFO cpu), commands (INFO commandstats)
-//! and slow scripts (SLOWLOG).
+//! and what was slow (SLOWLOG, LATENCY).
 
-use std::ops::Sub;
+use std::{collections::BTreeMap, ops::Sub};
 
 use mpanel_connect::Conn;
 use serde::Serialize;
@@ -10,7 +10,8 @@ use serde::Serialize;
 const SLOW_MICROS: u64 = 5_000;
 
 /// Commands that the benchmark itself sends.
-const OWN_COMMANDS: [&str; 7] = ["info", "config", "slowlog", "flushall", "client", "hello", "dbsize"];
+const OWN_COMMANDS: [&str; 8] =
+    ["info", "config", "slowlog", "latency", "flushall", "client", "hello", "dbsize"];
 
 /// The server's counters at one moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,7 +33,7 @@ impl Sub for Counters {
 }
 
 /// What a run cost the server.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ServerCost {
     /// User and system CPU time, µs.
     pub cpu_micros: f64,
@@ -40,10 +41,29 @@ pub struct ServerCost {
     pub commands: f64,
     /// Scripts called: the round trips that move jobs.
     pub script_calls: f64,
-    /// Commands above the threshold.
+    /// SLOWLOG: scripts above the threshold.
     pub slow: u64,
     /// The worst of them, ms; 0 without one.
     pub slowest_ms: f64,
+    /// LATENCY: events above the threshold, and the longest of each, ms.
+    pub latency: BTreeMap<String, u64>,
+}
+
+impl ServerCost {
+    /// Both together, as of two rounds of one run.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.cpu_micros += other.cpu_micros;
+        self.commands += other.commands;
+        self.script_calls += other.script_calls;
+        self.slow += other.slow;
+        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
+        for (event, ms) in other.latency {
+            let worst = self.latency.entry(event).or_default();
+            *worst = ms.max(*worst);
+        }
+        self
+    }
 }
 
 /// Measures one run on a server of its own.
@@ -59,7 +79,11 @@ impl Meter {
     /// # Errors
     /// Those of Redis.
     pub async fn new(mut conn: Conn) -> redis::RedisResult<Self> {
-        for (name, value) in [("slowlog-log-slower-than", SLOW_MICROS), ("slowlog-max-len", 4096)] {
+        for (name, value) in [
+            ("slowlog-log-slower-than", SLOW_MICROS),
+            ("slowlog-max-len", 4096),
+            ("latency-monitor-threshold", SLOW_MICROS / 1000),
+        ] {
             redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(&mut conn).await?;
         }
         Ok(Self { conn, before: Counters::default() })
@@ -79,6 +103,7 @@ impl Meter {
     /// Those of Redis.
     pub async fn begin(&mut self) -> redis::RedisResult<()> {
         redis::cmd("SLOWLOG").arg("RESET").query_async::<()>(&mut self.conn).await?;
+        redis::cmd("LATENCY").arg("RESET").query_async::<()>(&mut self.conn).await?;
         self.before = self.counters().await?;
         Ok(())
     }
@@ -91,15 +116,17 @@ impl Meter {
         let spent = self.counters().await? - self.before;
         let slow: Vec<Vec<redis::Value>> =
             redis::cmd("SLOWLOG").arg("GET").arg(-1).query_async(&mut self.conn).await?;
-        // An entry is [id, time, µs, arguments, …].
-        let micros = slow.iter().filter_map(|entry| redis::from_redis_value_ref::<f64>(entry.get(2)?).ok());
-        let slowest_ms = micros.fold(0.0, f64::max) / 1000.0;
+        let micros: Vec<f64> = slow.iter().filter_map(|entry| script_micros(entry)).collect();
+        // An event is [name, time of the last, ms of the last, ms of the longest].
+        let events: Vec<(String, u64, u64, u64)> =
+            redis::cmd("LATENCY").arg("LATEST").query_async(&mut self.conn).await?;
         Ok(ServerCost {
             cpu_micros: spent.cpu_micros,
             commands: spent.commands,
             script_calls: spent.script_calls,
-            slow: slow.len() as u64,
-            slowest_ms,
+            slow: micros.len() as u64,
+            slowest_ms: micros.iter().copied().fold(0.0, f64::max) / 1000.0,
+            latency: events.into_iter().map(|(event, _, _, longest)| (event, longest)).collect(),
         })
     }
 
@@ -113,6 +140,14 @@ impl Meter {
             redis::cmd("INFO").arg("cpu").arg("commandstats").query_async(&mut self.conn).await?;
         Ok(read_info(&text))
     }
+}
+
+/// The time of an entry of SLOWLOG, [id, time, µs, arguments, …], if it is a script's.
+fn script_micros(entry: &[redis::Value]) -> Option<f64> {
+    let arguments: Vec<Vec<u8>> = redis::from_redis_value_ref(entry.get(3)?).ok()?;
+    let command = String::from_utf8_lossy(arguments.first()?).to_lowercase();
+    let is_script = matches!(command.as_str(), "eval" | "evalsha" | "fcall" | "exec");
+    is_script.then(|| redis::from_redis_value_ref(entry.get(2)?).ok()).flatten()
 }
 
 fn read_info(text: &str) -> Counters {
@@ -150,6 +185,13 @@ mod tests {
             cmdstat_config|set:calls=7,usec=1\r\n";
         let counters = read_info(text);
         assert!((counters.cpu_micros - 3.5e6).abs() < 1.0);
+        let entry = |command: &str| {
+            let text = |text: &str| redis::Value::BulkString(text.as_bytes().to_vec());
+            let arguments = redis::Value::Array(vec![text(command), text("x")]);
+            vec![redis::Value::Int(1), redis::Value::Int(2), redis::Value::Int(7000), arguments]
+        };
+        assert_eq!(script_micros(&entry("EVALSHA")), Some(7000.0));
+        assert_eq!(script_micros(&entry("KEYS")), None);
         assert_eq!((counters.commands as u64, counters.script_calls as u64), (13, 3));
     }
 }

@@ -6,10 +6,13 @@ use std::time::Instant;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 use crate::{
-    adapter::{Adapter, FLEET, NODE},
-    cases::Case,
+    adapter::Adapter,
+    cases::{Case, Who},
+    plot::{Group, Plot},
     runner::Run,
-    targets::TARGETS,
+    sides::{FLEET, NODE},
+    stats::{CLIENT, CaseRuns, Figure, IDLE, P50, P99, P999, RATE, REDIS, RSS},
+    targets::{Verdict, judge},
 };
 
 /// A line while it runs, on standard error.
@@ -19,162 +22,116 @@ pub fn progress(line: &str) {
     eprintln!("{seconds:>4} s  {line}");
 }
 
-/// Median, smallest, largest.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spread {
-    /// The middle.
-    pub median: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
+/// One column: its head, and what stands in it for a side.
+struct Column {
+    head: &'static str,
+    cell: fn(&CaseRuns<'_>, &str) -> String,
 }
 
-impl Spread {
-    /// Of these values; none without any.
-    #[must_use]
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (values.first().copied()?, values.last().copied()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Self { median, min, max })
-    }
-
-    fn ratio(self) -> String {
-        format!("{:.2} ({:.2}-{:.2})", self.median, self.min, self.max)
-    }
+/// A figure of the side, to so many digits.
+fn shown(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-/// A figure of a run, and whether more of it is better.
-#[derive(Debug)]
-pub struct Figure {
-    /// What it is called.
-    pub name: &'static str,
-    /// Read from a run.
-    pub of: fn(&Run) -> f64,
-    /// Else less is.
-    pub more_is_better: bool,
+/// Ours over the side's.
+fn ratio(runs: &CaseRuns<'_>, side: &str, figure: &Figure) -> String {
+    let spread = if side == FLEET { None } else { runs.ratio(side, figure.of) };
+    spread.map_or_else(String::new, |spread| spread.to_string())
 }
 
-/// Jobs a second.
-pub const RATE: Figure = Figure { name: "jobs/s", of: Run::rate, more_is_better: true };
-/// The server's CPU time a job.
-pub const REDIS: Figure = Figure { name: "Redis CPU", of: Run::redis_micros, more_is_better: false };
-/// The client's CPU time a job.
-pub const CLIENT: Figure = Figure { name: "client CPU", of: Run::client_micros, more_is_better: false };
-/// The client's memory.
-#[expect(clippy::cast_precision_loss, reason = "kB")]
-pub const RSS: Figure = Figure { name: "memory", of: |run| run.answer.rss_kb as f64, more_is_better: false };
-/// The middle wait.
-pub const P50: Figure =
-    Figure { name: "p50", of: |run| run.answer.p50_ms.unwrap_or(0.0), more_is_better: false };
-/// The wait that one in a hundred exceeds.
-pub const P99: Figure =
-    Figure { name: "p99", of: |run| run.answer.p99_ms.unwrap_or(0.0), more_is_better: false };
-
-/// The runs of one case.
-struct CaseRuns<'a> {
-    case: &'a Case,
-    runs: Vec<&'a Run>,
+/// A wait and ours over it.
+fn wait(runs: &CaseRuns<'_>, side: &str, figure: &Figure) -> String {
+    format!("{} {}", shown(runs.median(side, figure.of), 2), ratio(runs, side, figure)).trim().to_owned()
 }
 
-impl<'a> CaseRuns<'a> {
-    fn new(case: &'a Case, runs: &'a [Run]) -> Self {
-        Self { case, runs: runs.iter().filter(|run| run.case == case.name).collect() }
-    }
+const RATES: &[Column] = &[
+    Column { head: "jobs/s", cell: |runs, side| shown(runs.median(side, RATE.of), 0) },
+    Column { head: "fleet is", cell: |runs, side| ratio(runs, side, &RATE) },
+];
+const WAITS: &[Column] = &[
+    Column { head: "p50 ms", cell: |runs, side| wait(runs, side, &P50) },
+    Column { head: "p99 ms", cell: |runs, side| wait(runs, side, &P99) },
+    Column { head: "p99.9 ms", cell: |runs, side| wait(runs, side, &P999) },
+];
+const IDLES: &[Column] = &[
+    Column { head: "commands/s a queue", cell: |runs, side| shown(runs.median(side, IDLE.of), 2) },
+    Column { head: "fleet is", cell: |runs, side| ratio(runs, side, &IDLE) },
+];
+const COSTS: &[Column] = &[
+    Column { head: "Redis µs/job", cell: |runs, side| shown(runs.median(side, REDIS.of), 1) },
+    Column { head: "fleet is", cell: |runs, side| ratio(runs, side, &REDIS) },
+    Column { head: "client µs/job", cell: |runs, side| shown(runs.median(side, CLIENT.of), 1) },
+    Column { head: "fleet is", cell: |runs, side| ratio(runs, side, &CLIENT) },
+    Column { head: "cmds/job", cell: |runs, side| shown(runs.median(side, Run::commands), 1) },
+    Column {
+        head: "jobs/script",
+        cell: |runs, side| {
+            let calls = runs.median(side, Run::script_calls).filter(|calls| *calls > 0.0);
+            shown(calls.map(|calls| 1.0 / calls), 1)
+        },
+    },
+];
+const MEMORY: &[Column] = &[
+    Column { head: "RSS MB", cell: |runs, side| shown(runs.median(side, RSS.of), 0) },
+    Column { head: "fleet is", cell: |runs, side| ratio(runs, side, &RSS) },
+];
 
-    fn of(&self, side: &str) -> impl Iterator<Item = &'a Run> {
-        self.runs.iter().copied().filter(move |run| run.side == side)
+fn table(runs: &CaseRuns<'_>, sides: &[Adapter]) -> Table {
+    let parts: &[&[Column]] = if runs.case.is_idle() {
+        &[IDLES, MEMORY]
+    } else if runs.case.is_latency() {
+        &[WAITS, COSTS, MEMORY]
+    } else {
+        &[RATES, COSTS, MEMORY]
+    };
+    let columns: Vec<&Column> = parts.iter().copied().flatten().collect();
+    let mut table = Table::new();
+    let head = std::iter::once("").chain(columns.iter().map(|column| column.head));
+    table.load_style(UTF8_FULL_CONDENSED).set_header(head);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
+    for side in sides.iter().filter(|side| runs.of(side.side.key).next().is_some()) {
+        let cells = columns.iter().map(|column| (column.cell)(runs, side.side.key));
+        table.add_row(std::iter::once(side.name.clone()).chain(cells));
+    }
+    table
+}
 
-    fn median(&self, side: &str, figure: fn(&Run) -> f64) -> Option<f64> {
-        Spread::of(self.of(side).map(figure).collect()).map(|spread| spread.median)
+/// Who was not measured in a case, and why.
+fn refusals(case: &Case, sides: &[Adapter]) -> Vec<String> {
+    if case.who == Who::Fleet {
+        return Vec::new();
     }
+    let refusal = |side: &Adapter| {
+        let why = side.side.refusal(case.name)?;
+        Some(format!("  {} cannot: {why}", side.name))
+    };
+    sides.iter().filter_map(refusal).collect()
+}
 
-    /// Ours over the peer's, repetition by repetition.
-    fn ratio(&self, peer: &str, figure: fn(&Run) -> f64) -> Option<Spread> {
-        let pairs = self.of(peer).filter_map(|theirs| {
-            let ours = self.of(FLEET).find(|ours| ours.repetition == theirs.repetition)?;
-            let base = figure(theirs);
-            (base > 0.0).then(|| figure(ours) / base)
-        });
-        Spread::of(pairs.collect())
-    }
+/// Where we are worse than Node.
+fn worse_at(runs: &CaseRuns<'_>) -> Vec<String> {
+    let figures = runs.figures().iter().filter_map(|figure| {
+        let median = runs.ratio(NODE, figure.of)?.median;
+        let worse = if figure.more_is_better { median < 1.0 } else { median > 1.0 };
+        worse.then(|| format!("{} {median:.2}x", figure.name))
+    });
+    figures.collect()
+}
 
-    fn figures(&self) -> &'static [&'static Figure] {
-        // At a fixed low rate the rate says nothing.
-        if self.case.is_latency() {
-            &[&P50, &P99, &REDIS, &CLIENT, &RSS]
-        } else {
-            &[&RATE, &REDIS, &CLIENT, &RSS]
-        }
-    }
-
-    fn slower_at(&self) -> Vec<String> {
-        let figures = self.figures().iter().filter_map(|figure| {
-            let median = self.ratio(NODE, figure.of)?.median;
-            let worse = if figure.more_is_better { median < 1.0 } else { median > 1.0 };
-            worse.then(|| format!("{} {median:.2}x", figure.name))
-        });
-        figures.collect()
-    }
-
-    fn table(&self, sides: &[Adapter]) -> Table {
-        let mut table = Table::new();
-        let own = if self.case.is_latency() { ["p50 ms", "p99 ms"] } else { ["jobs/s", "fleet is"] };
-        table.load_style(UTF8_FULL_CONDENSED).set_header([
-            "",
-            own[0],
-            own[1],
-            "Redis µs/job",
-            "fleet is",
-            "client µs/job",
-            "fleet is",
-            "cmds/job",
-            "jobs/script",
-            "RSS MB",
-        ]);
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        let shown = |value: Option<f64>, digits: usize| {
-            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-        };
-        for side in sides.iter().filter(|side| self.of(&side.key).next().is_some()) {
-            let key = side.key.as_str();
-            let ratio = |figure: &Figure| match self.ratio(key, figure.of) {
-                Some(spread) if key != FLEET => spread.ratio(),
-                _ => String::new(),
-            };
-            let (first, second) = if self.case.is_latency() {
-                let with_ratio = |figure: &Figure| {
-                    format!("{} {}", shown(self.median(key, figure.of), 2), ratio(figure)).trim().to_owned()
-                };
-                (with_ratio(&P50), with_ratio(&P99))
-            } else {
-                (shown(self.median(key, RATE.of), 0), ratio(&RATE))
-            };
-            let per_script = self.median(key, Run::script_calls).filter(|calls| *calls > 0.0);
-            table.add_row([
-                side.name.clone(),
-                first,
-                second,
-                shown(self.median(key, REDIS.of), 1),
-                ratio(&REDIS),
-                shown(self.median(key, CLIENT.of), 1),
-                ratio(&CLIENT),
-                shown(self.median(key, Run::commands), 1),
-                shown(per_script.map(|calls| 1.0 / calls), 1),
-                shown(self.median(key, RSS.of).map(|kb| kb / 1024.0), 0),
-            ]);
-        }
-        table
-    }
+fn verdict(verdict: &Verdict) -> Option<String> {
+    let spread = verdict.measured?;
+    let target = verdict.target;
+    Some(format!(
+        "{} {:<17} {:<19} {:<24} {:>9} wanted, {spread} measured in {} repetitions",
+        if verdict.is_reached() { "reached" } else { "MISSED " },
+        verdict.case,
+        target.figure.name,
+        target.beside.to_string(),
+        target.wanted.to_string(),
+        spread.count
+    ))
 }
 
 /// All that is said, and whether we are worse than Node at anything.
@@ -186,66 +143,89 @@ pub fn render(cases: &[Case], runs: &[Run], sides: &[Adapter]) -> (String, bool)
             .to_owned(),
     ];
     for c in &cases {
-        lines.push(format!("\n{}: {}, {} jobs", c.case.name, c.case.what, c.case.n));
-        lines.push(c.table(sides).to_string());
+        let unit = if c.case.is_idle() { "queues" } else { "jobs" };
+        let alone = if c.case.who == Who::Fleet { "; fleet alone, for growth" } else { "" };
+        lines.push(format!("\n{}: {}, {} {unit}{alone}", c.case.name, c.case.what, c.case.n));
+        lines.push(table(c, sides).to_string());
+        lines.extend(refusals(c.case, sides));
     }
     lines.push("\nWhat is aimed at (design, performance.md section 3):".to_owned());
-    for target in TARGETS {
-        for c in cases.iter().filter(|c| target.cases.contains(&c.case.name)) {
-            let Some(spread) = c.ratio(target.peer, target.figure.of) else { continue };
-            let reached = if target.figure.more_is_better {
-                spread.median >= target.ratio
-            } else {
-                spread.median <= target.ratio
-            };
-            lines.push(format!(
-                "{} {:<17} {:<10} over {:<16} {:>5.2} wanted, {} measured",
-                if reached { "reached" } else { "MISSED " },
-                c.case.name,
-                target.figure.name,
-                target.peer,
-                target.ratio,
-                spread.ratio()
-            ));
-        }
-    }
+    let verdicts = judge(&cases);
+    lines.extend(verdicts.iter().filter_map(verdict));
+    let (judged, reached) = (
+        verdicts.iter().filter(|v| v.measured.is_some()).count(),
+        verdicts.iter().filter(|v| v.is_reached()).count(),
+    );
+    lines.push(format!("{reached} of {judged} reached; {} not measured", verdicts.len() - judged));
     let mut worse = false;
     lines.push(String::new());
     for c in &cases {
-        let slower = c.slower_at();
+        let slower = worse_at(c);
         worse |= !slower.is_empty();
         if !slower.is_empty() {
             lines.push(format!("SLOWER  {}: than Node at {}", c.case.name, slower.join(", ")));
         }
     }
-    if !worse && sides.iter().any(|side| side.key == NODE) {
+    if !worse && sides.iter().any(|side| side.side.key == NODE) {
         lines.push("Not slower than Node at anything.".to_owned());
     }
-    lines.extend(sides.iter().map(|side| slow_scripts(runs, side)));
+    lines.extend(sides.iter().flat_map(|side| slow(runs, side)));
     (lines.join("\n"), worse)
 }
 
-fn slow_scripts(runs: &[Run], side: &Adapter) -> String {
-    let own: Vec<&Run> = runs.iter().filter(|r| r.side == side.key).collect();
-    let slow: u64 = own.iter().map(|r| r.server.slow).sum();
-    let worst = own.iter().max_by(|a, b| a.server.slowest_ms.total_cmp(&b.server.slowest_ms));
-    match worst {
-        Some(run) if slow > 0 => format!(
-            "SLOWLOG over 5 ms during the runs of {}: {slow}, the worst {:.1} ms ({})",
-            side.name, run.server.slowest_ms, run.case
-        ),
-        _ => format!("SLOWLOG over 5 ms during the runs of {}: none", side.name),
+/// The ratios of jobs/s to all peers, to be drawn.
+#[must_use]
+pub fn plot(cases: &[Case], runs: &[Run], sides: &[Adapter], subtitle: String) -> Plot {
+    let peers: Vec<&Adapter> = sides.iter().filter(|side| side.side.key != FLEET).collect();
+    let group = |case: &Case| {
+        let runs = CaseRuns::new(case, runs);
+        let bars = peers.iter().enumerate();
+        let bars = bars.filter_map(|(place, peer)| Some((place, runs.ratio(peer.side.key, RATE.of)?)));
+        Group { label: case.what.to_owned(), bars: bars.collect() }
+    };
+    let rates = cases.iter().filter(|case| !case.is_latency() && !case.is_idle());
+    Plot {
+        title: "Jobs a second: mpanel-fleet over each peer (right of 1x: fleet is faster)".to_owned(),
+        subtitle,
+        peers: peers.iter().map(|peer| peer.name.clone()).collect(),
+        groups: rates.map(group).filter(|group| !group.bars.is_empty()).collect(),
     }
+}
+
+/// What SLOWLOG and LATENCY say of a side.
+fn slow(runs: &[Run], side: &Adapter) -> [String; 2] {
+    let own: Vec<&Run> = runs.iter().filter(|run| run.side == side.side.key).collect();
+    let slow: u64 = own.iter().map(|run| run.server.slow).sum();
+    let worst = own.iter().max_by(|a, b| a.server.slowest_ms.total_cmp(&b.server.slowest_ms));
+    let scripts = match worst {
+        Some(run) if slow > 0 => {
+            format!("{slow}, the longest {:.1} ms ({})", run.server.slowest_ms, run.case)
+        }
+        _ => "none".to_owned(),
+    };
+    let mut events = std::collections::BTreeMap::<&str, u64>::new();
+    for (event, ms) in own.iter().flat_map(|run| &run.server.latency) {
+        let worst = events.entry(event).or_default();
+        *worst = (*ms).max(*worst);
+    }
+    let events: Vec<String> = events.iter().map(|(event, ms)| format!("{event} {ms} ms")).collect();
+    let events = if events.is_empty() { "none".to_owned() } else { events.join(", ") };
+    [
+        format!("SLOWLOG, scripts over 5 ms, {}: {scripts}", side.name),
+        format!("LATENCY, longest events over 5 ms, {}: {events}", side.name),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::tests::run;
 
     #[test]
-    fn the_median_of_an_even_count_lies_between() {
-        let spread = Spread::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
-        assert_eq!((spread.median, spread.min, spread.max), (2.5, 1.0, 4.0));
-        assert_eq!(Spread::of(Vec::new()), None);
+    fn worse_than_node_is_said_of_each_figure() {
+        let cases = crate::cases::all(1000);
+        let case = cases.iter().find(|case| case.name == "retry").unwrap();
+        let runs = [run("retry", FLEET, 1, 90.0, 5.0), run("retry", NODE, 1, 100.0, 10.0)];
+        assert_eq!(worse_at(&CaseRuns::new(case, &runs)), ["jobs/s 0.90x"]);
     }
 }

@@ -3,17 +3,22 @@
 
 #[path = "../../src/contract.rs"]
 pub mod contract;
+#[path = "../../src/serve.rs"]
+pub mod serve;
 
 use std::{
     collections::HashMap,
     error::Error,
     future::Future,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use contract::{Answer, Payload, Window, epoch_ms, percentile};
+use contract::{Answer, Payload, Window, epoch_ms};
 
 /// Anything that ends a run.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -52,15 +57,84 @@ impl Call {
         self.option("concurrency").unwrap_or(50)
     }
 
-    /// Whether each job is a call of its own.
-    pub fn is_single(&self) -> bool {
-        self.option::<String>("mode").is_some_and(|mode| mode == "single")
+    /// How jobs are put into calls.
+    pub fn mode(&self) -> Mode {
+        match self.option::<String>("mode").as_deref() {
+            Some("single") => Mode::Single,
+            Some("pipelined") => Mode::Pipelined,
+            _ => Mode::Bulk,
+        }
+    }
+
+    /// Callers of `--mode single`.
+    fn window(&self) -> u64 {
+        self.option("window").unwrap_or(200)
+    }
+
+    /// Jobs of a bulk, calls of a burst.
+    pub fn batch(&self) -> u64 {
+        self.option("batch").unwrap_or(1000)
+    }
+
+    /// Whether nothing is measured: the jobs need only be ready to be taken.
+    pub fn is_preload(&self) -> bool {
+        self.option::<u8>("preload") == Some(1)
+    }
+
+    /// The queues of `--queues`.
+    pub fn queues(&self) -> Vec<String> {
+        match self.option::<u64>("queues") {
+            None => vec![self.queue.clone()],
+            Some(count) => (0..count).map(|i| format!("{}-{i}", self.queue)).collect(),
+        }
     }
 
     /// Pause between two jobs of `latency`, ms.
     fn interval_ms(&self) -> u64 {
         self.option("interval-ms").unwrap_or(5)
     }
+}
+
+/// How `enqueue` puts jobs into calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Many jobs a call.
+    Bulk,
+    /// One call a job, from many callers.
+    Single,
+    /// One call a job; many calls are started together and awaited together.
+    Pipelined,
+}
+
+/// The indices of the `n` jobs, in batches.
+pub fn batches(n: u64, batch: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let batch = batch.max(1);
+    (0..n.div_ceil(batch)).map(move |k| k * batch..n.min((k + 1) * batch))
+}
+
+/// Adds all jobs by one call each, as the mode wants it; `add` is given the job's number.
+pub async fn add_each<F: Future<Output = Result<(), BoxError>>>(
+    call: &Call,
+    add: impl Fn(u64) -> F,
+) -> Result<(), BoxError> {
+    let add = &add;
+    if call.mode() == Mode::Pipelined {
+        for batch in batches(call.n, call.batch()) {
+            futures_util::future::try_join_all(batch.map(add)).await?;
+        }
+        return Ok(());
+    }
+    let next = &AtomicU64::new(0);
+    let callers = (0..call.window().max(1)).map(|_| async move {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= call.n {
+                return Ok::<_, BoxError>(());
+            }
+            add(i).await?;
+        }
+    });
+    futures_util::future::try_join_all(callers).await.map(drop)
 }
 
 /// How long jobs waited, ms.
@@ -74,10 +148,8 @@ impl Waits {
 
     /// Adds them to an answer.
     pub fn into_answer(self, answer: Answer) -> Answer {
-        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits.sort_by(f64::total_cmp);
-        let at = |share: f64| percentile(&waits, share);
-        Answer { p50_ms: at(0.5), p99_ms: at(0.99), max_ms: waits.last().copied(), ..answer }
+        let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        answer.with_waits(waits)
     }
 }
 

@@ -53,6 +53,7 @@ async fn enqueue(cli: &Cli, options: &Enqueue) -> Result<Answer, BoxError> {
     };
     let (per_call, in_flight) = match options.mode {
         Mode::Single => (1, options.window),
+        Mode::Pipelined => (1, options.batch),
         Mode::Bulk => (BATCH, options.batch.div_ceil(BATCH)),
     };
     script.prepare_invoke().load_async(&mut conn).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mpanel_engine::{Engine, JobContext, JobError, Worker, handler_fn};
+use mpanel_engine::{Engine, JobContext, JobError, RateLimit, Worker, WorkerBuilder, handler_fn};
 use mpanel_producer::KeepJobs;
 
 use super::{Cli, Drain};
@@ -26,11 +26,7 @@ pub(super) async fn consume(cli: &Cli, what: &Drain, failing: Failing) -> Result
         Ok(())
     });
     let engine = Engine::connect(&cli.redis_url).await?;
-    let worker = engine
-        .worker(&cli.queue)?
-        .concurrency(what.concurrency)
-        .remove_on_complete(KeepJobs::Count(what.keep))
-        .handle_any(handler);
+    let worker = worker(&engine, &cli.queue, what)?.handle_any(handler);
     let rss_idle_kb = own_rss_kb()?;
     let window = Window::open()?;
     let worker = worker.start()?;
@@ -38,6 +34,19 @@ pub(super) async fn consume(cli: &Cli, what: &Drain, failing: Failing) -> Result
     let answer = window.close(what.n)?;
     worker.stop(Duration::from_secs(5)).await;
     Ok(Answer { rss_idle_kb: Some(rss_idle_kb), ..answer })
+}
+
+/// A worker as the options want it.
+pub(super) fn worker(engine: &Engine, queue: &str, what: &Drain) -> Result<WorkerBuilder, BoxError> {
+    let mut worker =
+        engine.worker(queue)?.concurrency(what.concurrency).remove_on_complete(KeepJobs::Count(what.keep));
+    if let Some(points) = what.metrics {
+        worker = worker.metrics(points);
+    }
+    if let Some(max) = what.limit {
+        worker = worker.rate_limit(RateLimit { max, window: Duration::from_secs(1) });
+    }
+    Ok(worker)
 }
 
 /// Waits until Redis has acknowledged the `n`-th completion.

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 use super::{Cli, Latency, Produce, consume::completed};
 use crate::{
     BoxError,
-    contract::{Answer, JOB_NAME, Payload, Window, epoch_ms, percentile},
+    contract::{Answer, JOB_NAME, Payload, Window, epoch_ms},
 };
 
 pub(super) async fn latency(cli: &Cli, what: &Latency) -> Result<Answer, BoxError> {
@@ -47,10 +47,8 @@ pub(super) async fn latency(cli: &Cli, what: &Latency) -> Result<Answer, BoxErro
         return Err("the producer failed".into());
     }
     worker.stop(Duration::from_secs(5)).await;
-    let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    waits.sort_by(f64::total_cmp);
-    let at = |share: f64| percentile(&waits, share);
-    Ok(Answer { p50_ms: at(0.5), p99_ms: at(0.99), max_ms: waits.last().copied(), ..answer })
+    let waits = waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(answer.with_waits(waits))
 }
 
 /// What stands before the verb when the benchmark's own program is the adapter.

@@ -4,6 +4,7 @@
 mod consume;
 mod enqueue;
 mod latency;
+mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -44,6 +45,8 @@ pub enum Verb {
     Drain(Drain),
     /// Completes N jobs that are there, each on its second attempt.
     Retry(Drain),
+    /// Works from SIGUSR2 to SIGTERM; one of several processes. N is ignored.
+    Serve(Drain),
     /// Measures N jobs from add to the handler's start.
     Latency(Latency),
     /// The producer of `latency`, in a process of its own.
@@ -54,8 +57,10 @@ pub enum Verb {
 /// How jobs are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// One call a job.
+    /// One call a job, so many callers as the window is wide.
     Single,
+    /// One call a job, so many as a batch has are started together and awaited together.
+    Pipelined,
     /// Many jobs a call.
     Bulk,
 }
@@ -65,10 +70,10 @@ pub enum Mode {
 pub struct Enqueue {
     /// How many jobs.
     pub n: u64,
-    /// One call a job, or many jobs a call.
+    /// How jobs are put into calls.
     #[arg(long, value_enum, default_value = "bulk")]
     pub mode: Mode,
-    /// Jobs of a bulk call.
+    /// Jobs of a bulk call, or calls started together.
     #[arg(long, default_value_t = 1000)]
     pub batch: u64,
     /// Calls in flight with `--mode single`.
@@ -83,19 +88,43 @@ pub struct Enqueue {
     /// Fixed backoff, ms.
     #[arg(long)]
     pub backoff: Option<u32>,
+    /// Jobs are delayed by this time, ms.
+    #[arg(long)]
+    pub delay: Option<u64>,
+    /// Job i has priority 1 + i modulo this number.
+    #[arg(long)]
+    pub priorities: Option<u32>,
+    /// The jobs are flows: each parent with so many children, all in one queue.
+    #[arg(long)]
+    pub children: Option<u64>,
+    /// Batches go to so many queues in turn, `NAME-0`, `NAME-1`, …; without it to `NAME`.
+    #[arg(long)]
+    pub queues: Option<u64>,
+    /// 1: nothing is measured, the jobs need only be ready to be taken.
+    #[arg(long, default_value_t = 0)]
+    pub preload: u8,
 }
 
-/// Options of `drain` and `retry`.
+/// Options of `drain`, `retry` and `serve`.
 #[derive(Debug, Args)]
 pub struct Drain {
     /// How many jobs.
     pub n: u64,
-    /// Jobs at once.
+    /// Jobs at once, of each queue.
     #[arg(long, default_value_t = 50)]
     pub concurrency: usize,
     /// The worker says how many completed jobs stay.
     #[arg(long, default_value_t = 0)]
     pub keep: i64,
+    /// Minutes of metrics that are kept.
+    #[arg(long)]
+    pub metrics: Option<u32>,
+    /// Rate limit: so many starts a second.
+    #[arg(long)]
+    pub limit: Option<u32>,
+    /// `serve`: so many queues, `NAME-0`, `NAME-1`, …; without it `NAME`.
+    #[arg(long)]
+    pub queues: Option<u64>,
 }
 
 /// Options of `latency`.
@@ -121,6 +150,14 @@ pub struct Produce {
     pub interval_ms: u64,
 }
 
+/// The queues of `--queues`.
+fn queue_names(cli: &Cli, queues: Option<u64>) -> Vec<String> {
+    match queues {
+        None => vec![cli.queue.clone()],
+        Some(count) => (0..count).map(|i| format!("{}-{i}", cli.queue)).collect(),
+    }
+}
+
 /// Runs one verb.
 ///
 /// # Errors
@@ -131,6 +168,7 @@ pub async fn run(cli: Cli) -> Result<Answer, BoxError> {
         Verb::Enqueue(options) => enqueue::enqueue(&cli, options).await?,
         Verb::Drain(options) => consume::consume(&cli, options, consume::Failing::Never).await?,
         Verb::Retry(options) => consume::consume(&cli, options, consume::Failing::FirstAttempt).await?,
+        Verb::Serve(options) => serve::serve(&cli, options).await?,
         Verb::Latency(options) => latency::latency(&cli, options).await?,
         Verb::Produce(options) => latency::produce(&cli, options).await?,
     };
