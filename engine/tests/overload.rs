@@ -269,8 +269,10 @@ async fn two_hundred_queues_beside_a_noisy_one() {
         Ok::<_, JobError>(())
     });
     let remove = EnqueueOptions::new().remove_on_complete(KeepJobs::Remove(true));
-    let jobs = (0..NOISE).map(|n| BulkJob::new("a", n).options(remove.clone()));
-    noisy.enqueue_bulk(jobs).await.unwrap();
+    for n in (0..NOISE).step_by(1000) {
+        let jobs = (n..n + 1000).map(|n| BulkJob::new("a", n).options(remove.clone()));
+        noisy.enqueue_bulk(jobs).await.unwrap();
+    }
     let worker = bench.worker("noisy").concurrency(20).handle_any(noise).start().unwrap();
     eventually("noise", PATIENCE, async || {
         let active = worker.stats().active;
