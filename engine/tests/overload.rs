@@ -126,8 +126,9 @@ async fn producers_ten_times_faster_than_workers() {
     let worker = bench.worker("q").concurrency(SLOTS).handle_any(noting(&journal, takes)).start().unwrap();
     let watch = ActiveWatch::start(&bench, "q").await;
 
-    let (since, mut sent, mut rates, mut seen) = (Instant::now(), 0usize, Vec::new(), (0u64, Instant::now()));
+    let (since, mut sent, mut rates, mut seen) = (Instant::now(), 0usize, Vec::new(), 0u64);
     let mut pace = tokio::time::interval(Duration::from_millis(50));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while since.elapsed() < lasts {
         pace.tick().await;
         let ids: Vec<String> = (sent..sent + batch).map(|n| format!("j{n}")).collect();
@@ -139,17 +140,17 @@ async fn producers_ten_times_faster_than_workers() {
             journal.record(&Event::EnqueueAck { id }).unwrap();
         }
         sent += batch;
-        if seen.1.elapsed() >= lasts / 10 {
+        if sent.is_multiple_of(10 * batch) {
             let done = worker.stats().completed;
-            rates.push(done - seen.0);
-            seen = (done, Instant::now());
+            rates.push(done - seen);
+            seen = done;
         }
         assert!(worker.stats().active <= SLOTS);
     }
     let done = usize::try_from(worker.stats().completed).unwrap();
-    println!("{sent} came, {done} were done; in each tenth {rates:?}");
+    println!("{sent} came, {done} were done; while each ten bulks came {rates:?}");
     assert!(done * 3 < sent, "the producers were not much faster: {done} of {sent}");
-    // It does what it can all the time: no tenth is an outage.
+    // It does what it can all the time.
     assert!(rates.iter().all(|done| *done > 0), "{rates:?}");
     watch.end(SLOTS);
 
@@ -268,8 +269,10 @@ async fn two_hundred_queues_beside_a_noisy_one() {
         Ok::<_, JobError>(())
     });
     let remove = EnqueueOptions::new().remove_on_complete(KeepJobs::Remove(true));
-    let jobs = (0..NOISE).map(|n| BulkJob::new("a", n).options(remove.clone()));
-    noisy.enqueue_bulk(jobs).await.unwrap();
+    for n in (0..NOISE).step_by(1000) {
+        let jobs = (n..n + 1000).map(|n| BulkJob::new("a", n).options(remove.clone()));
+        noisy.enqueue_bulk(jobs).await.unwrap();
+    }
     let worker = bench.worker("noisy").concurrency(20).handle_any(noise).start().unwrap();
     eventually("noise", PATIENCE, async || {
         let active = worker.stats().active;
