@@ -29,7 +29,12 @@ async fn main() -> Result<(), BoxError> {
 
 async fn storage(call: &Call) -> Result<RedisStorage<Payload>, BoxError> {
     let config = Config::default().queue(call.queue.as_str()).batch_size(call.concurrency());
-    let conn = apalis_redis::connect(call.redis_url.as_str()).await?;
+    // A busy machine must not end a run.
+    let patient = redis::aio::ConnectionManagerConfig::new()
+        .set_response_timeout(Some(Duration::from_secs(60)))
+        .set_connection_timeout(Some(Duration::from_secs(60)));
+    let client = redis::Client::open(call.redis_url.as_str())?;
+    let conn = client.get_connection_manager_with_config(patient).await?;
     Ok(RedisStorage::new(conn).with_config(config))
 }
 

@@ -9,7 +9,7 @@ use mpanel_bench_peers::{
     serve::{Completions, Steering},
     spawn_producer,
 };
-use oxana::{JobContext, Queue, QueueConfig, RuntimeBuilder, Storage};
+use oxana::{JobContext, Queue, QueueConfig, RuntimeBuilder, Storage, StorageBuilderTimeouts};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -37,7 +37,11 @@ async fn main() -> Result<(), BoxError> {
 }
 
 fn storage(call: &Call) -> Result<Storage, BoxError> {
-    Ok(Storage::builder().build_from_redis_url(&call.redis_url)?)
+    // A busy machine must not end a run.
+    let builder = Storage::builder()
+        .timeouts(StorageBuilderTimeouts::new(Duration::from_secs(60)))
+        .redis_response_timeout(Duration::from_secs(60));
+    Ok(builder.build_from_redis_url(&call.redis_url)?)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
