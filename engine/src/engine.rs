@@ -69,7 +69,7 @@ impl EngineInner {
             clock: self.clock.clone(),
             keeper: self.keeper.clone(),
             keyring: self.keyring.clone(),
-            zone: self.zone.clone(),
+            zone: self.zone,
             random: self.random,
             watches: Watches::default(),
         }

@@ -572,7 +572,12 @@ impl Pump {
     /// The only slot's attempt, until it waits for the first time: with nothing else to do
     /// meanwhile, handing it to a task and its end back would be most of the time between
     /// two calls. Given back when it is not over.
-    fn tried_in_place<F>(&mut self, mut attempt: Pin<Box<F>>, id: &JobId, token: &LockToken) -> Option<Pin<Box<F>>>
+    fn tried_in_place<F>(
+        &mut self,
+        mut attempt: Pin<Box<F>>,
+        id: &JobId,
+        token: &LockToken,
+    ) -> Option<Pin<Box<F>>>
     where
         F: Future<Output = Done>,
     {

@@ -2,7 +2,7 @@
 //! job goes; storing it is [`QueueProducer`]'s.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -263,20 +263,18 @@ impl PartitionedProducer {
     ) -> Result<Vec<Result<Placed, PlaceError>>, EnqueueError> {
         let seen = self.shared.layout.get().await?;
         let mut parts: HashMap<u32, Part> = HashMap::new();
-        let mut count = 0;
-        for (by, job) in jobs {
+        for (place, (by, job)) in jobs.into_iter().enumerate() {
             let index = self.choose(by, &job.options, &seen)?;
             let part = match parts.entry(index) {
-                std::collections::hash_map::Entry::Occupied(part) => part.into_mut(),
-                std::collections::hash_map::Entry::Vacant(place) => {
+                Entry::Occupied(part) => part.into_mut(),
+                Entry::Vacant(empty) => {
                     let partition = self.shared.name.partition(index);
                     let handle = self.handle(&partition)?;
-                    place.insert(Part { partition, handle, places: Vec::new(), jobs: Vec::new() })
+                    empty.insert(Part { partition, handle, places: Vec::new(), jobs: Vec::new() })
                 }
             };
             part.jobs.push(part.handle.prepare(&job.name, &job.data, job.options)?);
-            part.places.push(count);
-            count += 1;
+            part.places.push(place);
         }
         let stored = join_all(parts.into_values().map(|part| self.store(part, &seen))).await;
         let mut results: Vec<_> = stored.into_iter().flatten().collect();
