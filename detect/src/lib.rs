@@ -1,0 +1,15 @@
+//! From log lines to events.
+//!
+//! Reads logs and rule files that it is given, and nothing else: no network,
+//! no database, no clock of its own. The worker's `guardian analyze` and its
+//! scans are shells around it.
+//!
+//! ```text
+//! file ── read ──> line ── own rules, or a fail2ban filter ──> event
+//!                            │ pattern: Python's expressions, bounded
+//!                            └ time: dates, found only in lines that matter
+//! ```
+
+pub mod fail2ban;
+pub mod pattern;
+pub mod time;
