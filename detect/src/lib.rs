@@ -1,8 +1,8 @@
 //! From log lines to events.
 //!
 //! Reads logs and rule files that it is given, and nothing else: no network,
-//! no database, no clock of its own. The worker's `guardian analyze` and its
-//! scans are shells around it.
+//! no database. The worker's `guardian analyze` and its scans are shells
+//! around it.
 //!
 //! ```text
 //! file ── read ──> line ── own rules, or a fail2ban filter ──> event
@@ -10,6 +10,11 @@
 //!                            └ time: dates, found only in lines that matter
 //! ```
 
+pub mod analyze;
+mod categories;
+pub mod event;
 pub mod fail2ban;
+pub mod own;
 pub mod pattern;
+pub mod read;
 pub mod time;

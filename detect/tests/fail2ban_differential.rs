@@ -84,7 +84,16 @@ fn default_mode(filter: &str) -> Option<String> {
 
 #[test]
 fn every_filter_answers_as_fail2ban_does() {
-    let logs: Vec<PathBuf> = package::logs();
+    // All logs one after the other, and those that are meant for the filter by themselves.
+    let logs = package::logs();
+    let dir = tempfile::tempdir().unwrap();
+    let all = dir.path().join("all.log");
+    let bytes = logs.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>().join(&b'\n');
+    fs::write(&all, bytes).unwrap();
+    let meant = |filter: &str| {
+        let own = logs.iter().filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(filter));
+        own.chain([&all]).cloned().collect::<Vec<PathBuf>>()
+    };
     let jobs: Vec<Job> = filters()
         .iter()
         .flat_map(|filter| {
@@ -93,7 +102,7 @@ fn every_filter_answers_as_fail2ban_does() {
                 filter: filter.clone(),
                 options,
                 now: NOW,
-                files: logs.clone(),
+                files: meant(filter),
             })
         })
         .collect();

@@ -11,14 +11,23 @@ import sys
 
 sys.path.insert(0, os.path.join(sys.argv[1], "usr/lib/python3/dist-packages"))
 from fail2ban.client import fail2banregex  # noqa: E402
+from fail2ban.server import datedetector  # noqa: E402
 from fail2ban.server.filter import FileContainer  # noqa: E402
 from fail2ban.server.mytime import MyTime  # noqa: E402
+
+
+def forget():
+    """Forms of dates count their hits for the whole process; each run of the program starts anew."""
+    for template, _ in datedetector.DD_patternCache._cache.values():
+        if template is not None:
+            template.hits = 0
 
 
 def ask(job):
     MyTime.setTime(job["now"])
     found = []
     for path in job["files"]:
+        forget()
         options, _ = fail2banregex.get_opt_parser().parse_args(["-c", job["rules"], "-r", "-o", "row"])
         program = fail2banregex.Fail2banRegex(options)
         settings = ",".join('%s="%s"' % pair for pair in sorted(job["options"].items()))

@@ -58,6 +58,21 @@ impl Clock {
         self.now
     }
 
+    /// The time of a syslog line's head: `Jan  2 03:04:05` or RFC 3339.
+    #[must_use]
+    pub(crate) fn syslog(&self, text: &str) -> Option<DateTime<Utc>> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) {
+            let time = DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc);
+            return DateTime::from_timestamp(time.timestamp(), 0);
+        }
+        let (month, rest) = text.split_once(' ')?;
+        let (day, clock) = rest.trim_start().split_once(' ')?;
+        let fields = [("b", month), ("d", day), ("H", clock.get(..2)?), ("M", clock.get(3..5)?)];
+        let mut fields = fields.to_vec();
+        fields.push(("S", clock.get(6..8)?));
+        self.resolve(&fields)
+    }
+
     fn local_now(&self) -> NaiveDateTime {
         self.now.with_timezone(&self.zone).naive_local()
     }
@@ -142,8 +157,6 @@ fn by_week_or_day<'t>(year: i32, get: &dyn Fn(&str) -> Option<&'t str>) -> Optio
     if let Some(day) = get("j") {
         return NaiveDate::from_yo_opt(year, day.parse().ok()?);
     }
-    let weekday = get("w").or_else(|| get("a")).or_else(|| get("A"))?.get(..1).map(|_| ())?;
-    let () = weekday;
     let (form, week) = get("U").map(|week| ("%U", week)).or_else(|| get("W").map(|week| ("%W", week)))?;
     let (day_form, day) = match (get("w"), get("a"), get("A")) {
         (Some(day), _, _) => ("%w", day),

@@ -4,7 +4,7 @@
 //! the last one, maybe in the message, is taken only when nothing better is
 //! there. This is fail2ban's way, so that both cut the same text out of a line.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, Utc};
 
@@ -47,34 +47,23 @@ impl Templates {
             } else if key.contains("{DATE}") {
                 all.add_around_defaults(pattern)?;
             } else if key == "{NONE}" {
-                all.push(Template::new("{UNB}^")?, 1.0);
+                all.push(Arc::new(Template::new("{UNB}^")?), 1.0);
             } else {
-                all.push(Template::new(pattern)?, 1.0);
+                all.push(Arc::new(Template::new(pattern)?), 1.0);
             }
         }
         if all.0.is_empty() { Self::defaults() } else { Ok(all) }
     }
 
-    fn push(&mut self, template: Template, weight: f64) {
+    fn push(&mut self, template: Arc<Template>, weight: f64) {
         if self.0.iter().all(|(known, _)| known.name != template.name) {
-            self.0.push((Arc::new(template), weight));
+            self.0.push((template, weight));
         }
     }
 
     fn add_defaults(&mut self, wanted: &dyn Fn(&Template) -> bool) -> Result<(), TemplateError> {
-        for form in forms::DEFAULT {
-            if !form.starts_with(['{', '^']) {
-                let template = Template::new(&format!("{{^LN-BEG}}{form}"))?;
-                if wanted(&template) {
-                    self.push(template, WEIGHT_AT_BEGINNING);
-                }
-            }
-        }
-        for form in forms::DEFAULT {
-            let template = Template::new(form)?;
-            if wanted(&template) {
-                self.push(template, 1.0);
-            }
+        for (template, weight) in defaults()?.iter().filter(|(template, _)| wanted(template)) {
+            self.push(Arc::clone(template), *weight);
         }
         Ok(())
     }
@@ -87,10 +76,26 @@ impl Templates {
         // Forms without directives are not among them for fail2ban either.
         for form in forms::DEFAULT.iter().filter(|form| form.contains('%')) {
             let form = form.strip_prefix("{^LN-BEG}").unwrap_or(form);
-            self.push(Template::new(&format!("{before}{form}{after}"))?, 1.0);
+            self.push(Arc::new(Template::new(&format!("{before}{form}{after}"))?), 1.0);
         }
         Ok(())
     }
+}
+
+/// The known forms, compiled once: first each where it stands at the beginning of the line, then all as they are.
+fn defaults() -> Result<&'static [(Arc<Template>, f64)], TemplateError> {
+    static DEFAULTS: OnceLock<Vec<(Arc<Template>, f64)>> = OnceLock::new();
+    if let Some(known) = DEFAULTS.get() {
+        return Ok(known);
+    }
+    let mut all = Vec::new();
+    for form in forms::DEFAULT.iter().filter(|form| !form.starts_with(['{', '^'])) {
+        all.push((Arc::new(Template::new(&format!("{{^LN-BEG}}{form}"))?), WEIGHT_AT_BEGINNING));
+    }
+    for form in forms::DEFAULT {
+        all.push((Arc::new(Template::new(form)?), 1.0));
+    }
+    Ok(DEFAULTS.get_or_init(|| all))
 }
 
 /// A date in a line.
