@@ -18,11 +18,18 @@ use rustix::{
 /// Longer lines are cut here and counted, bytes.
 pub const MAX_LINE: usize = 64 * 1024;
 const BUFFER: usize = 256 * 1024;
-/// What gzip may expand to, bytes.
-const MAX_EXPANDED: u64 = 8 << 30;
-/// How many times larger than compressed, once it is more than [`RATIO_FROM`].
-const MAX_RATIO: u64 = 200;
-const RATIO_FROM: u64 = 64 << 20;
+
+/// How far gzip may expand.
+#[derive(Debug, Clone, Copy)]
+struct Expansion {
+    /// In all, bytes.
+    most: u64,
+    /// How many times its size, once it is more than `ratio_from` bytes.
+    ratio: u64,
+    ratio_from: u64,
+}
+
+const EXPANSION: Expansion = Expansion { most: 8 << 30, ratio: 200, ratio_from: 64 << 20 };
 
 /// Why a file was not read, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -138,13 +145,17 @@ impl LogLines {
     /// # Errors
     /// When the first bytes cannot be read.
     pub fn new(reader: impl Read + 'static) -> Result<Self, Skip> {
+        Self::bounded(reader, EXPANSION)
+    }
+
+    fn bounded(reader: impl Read + 'static, bound: Expansion) -> Result<Self, Skip> {
         let compressed = Rc::new(Cell::new(0));
         let counted = Counted { inner: reader, count: Rc::clone(&compressed) };
         let mut buffered = BufReader::with_capacity(BUFFER, counted);
         let gzip = buffered.fill_buf()?.starts_with(&[0x1f, 0x8b]);
         let reader: Box<dyn Read> = if gzip {
             let inner = flate2::bufread::MultiGzDecoder::new(buffered);
-            Box::new(Expanded { inner, compressed, expanded: 0 })
+            Box::new(Expanded { inner, compressed, expanded: 0, bound })
         } else {
             Box::new(buffered)
         };
@@ -275,6 +286,7 @@ struct Expanded<R> {
     inner: R,
     compressed: Rc<Cell<u64>>,
     expanded: u64,
+    bound: Expansion,
 }
 
 impl<R: Read> Read for Expanded<R> {
@@ -282,7 +294,8 @@ impl<R: Read> Read for Expanded<R> {
         let read = self.inner.read(buffer)?;
         self.expanded += read as u64;
         let ratio = self.expanded / self.compressed.get().max(1);
-        if self.expanded > MAX_EXPANDED || (self.expanded > RATIO_FROM && ratio > MAX_RATIO) {
+        let Expansion { most, ratio: highest, ratio_from } = self.bound;
+        if self.expanded > most || (self.expanded > ratio_from && ratio > highest) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         Ok(read)
@@ -347,15 +360,19 @@ mod tests {
 
     #[test]
     fn what_expands_without_end_is_given_up() {
-        let bomb = gzip(&vec![b'\n'; 80 << 20]);
-        let mut lines = LogLines::new(io::Cursor::new(bomb)).unwrap();
-        let error = loop {
-            match lines.next() {
-                Ok(line) => assert!(line.is_some()),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(error, Skip::Bomb { .. }), "{error}");
+        let bomb = gzip(&vec![b'\n'; 2 << 20]);
+        let by_ratio = Expansion { ratio_from: 1 << 20, ..EXPANSION };
+        let by_size = Expansion { most: 1 << 20, ..EXPANSION };
+        for bound in [by_ratio, by_size] {
+            let mut lines = LogLines::bounded(io::Cursor::new(bomb.clone()), bound).unwrap();
+            let error = loop {
+                match lines.next() {
+                    Ok(line) => assert!(line.is_some()),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, Skip::Bomb { .. }), "{error}");
+        }
     }
 
     #[test]
