@@ -203,7 +203,7 @@ impl Analyzer {
 
 /// The next line; a log that breaks off ends here, with a note.
 fn step<'l>(lines: &'l mut LogLines, file: &str, summary: &mut Summary) -> Option<crate::read::Line<'l>> {
-    lines.next().unwrap_or_else(|skip| {
+    lines.next_line().unwrap_or_else(|skip| {
         summary.skip(file, &skip);
         None
     })

@@ -188,8 +188,7 @@ impl LogLines {
     ///
     /// # Errors
     /// When reading fails; what was read until then has been given out.
-    #[expect(clippy::should_implement_trait, reason = "the line borrows the buffer")]
-    pub fn next(&mut self) -> Result<Option<Line<'_>>, Skip> {
+    pub fn next_line(&mut self) -> Result<Option<Line<'_>>, Skip> {
         let mut searched = 0;
         loop {
             let waiting = &self.buffer[self.start + searched..self.end];
@@ -311,7 +310,7 @@ mod tests {
     fn all(bytes: impl Into<Vec<u8>>) -> (Vec<Vec<u8>>, u64) {
         let mut lines = LogLines::new(io::Cursor::new(bytes.into())).unwrap();
         let mut found = Vec::new();
-        while let Some(line) = lines.next().unwrap() {
+        while let Some(line) = lines.next_line().unwrap() {
             assert_eq!(line.number as usize, found.len() + 1);
             found.push(line.bytes.to_vec());
         }
@@ -350,7 +349,7 @@ mod tests {
         let whole = gzip(text.as_bytes());
         let mut lines = LogLines::new(io::Cursor::new(whole[..whole.len() / 2].to_vec())).unwrap();
         let error = loop {
-            match lines.next() {
+            match lines.next_line() {
                 Ok(line) => assert!(line.is_some()),
                 Err(error) => break error,
             }
@@ -366,7 +365,7 @@ mod tests {
         for bound in [by_ratio, by_size] {
             let mut lines = LogLines::bounded(io::Cursor::new(bomb.clone()), bound).unwrap();
             let error = loop {
-                match lines.next() {
+                match lines.next_line() {
                     Ok(line) => assert!(line.is_some()),
                     Err(error) => break error,
                 }

@@ -3,6 +3,8 @@
 //! of imported filters with the options that each label names, and of our own
 //! rules on the services they cover.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod package;
 
 use std::{collections::BTreeMap, fs, path::Path};

@@ -181,7 +181,7 @@ impl Detector {
         if let Some(last) = &self.last {
             let (index, start, end) = (last.slot, last.start, last.end);
             let anchored = self.slots[index].template.anchored;
-            let same_place = !anchored && last.fits(line);
+            let same_place = !anchored && line.is_char_boundary(start) && last.fits(line);
             if !same_place {
                 tried = Some(index);
             }

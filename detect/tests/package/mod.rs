@@ -1,7 +1,7 @@
 //! Debian's fail2ban package as `make setup` has unpacked it, and a process of
 //! its `fail2ban-regex` that answers what it finds.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
 
 use std::{
     collections::BTreeMap,
@@ -68,9 +68,12 @@ pub(crate) enum Answer {
     Error(String),
 }
 
+/// Line, host, user, seconds since 1970.
+type Found = (usize, String, Option<String>, Option<f64>);
+
 #[derive(Deserialize)]
 struct Raw {
-    found: Option<Vec<Vec<(usize, String, Option<String>, Option<f64>)>>>,
+    found: Option<Vec<Vec<Found>>>,
     error: Option<String>,
 }
 
@@ -118,9 +121,9 @@ fn ask_one(jobs: &[Job]) -> Vec<Answer> {
     answers
 }
 
-fn rows(rows: Vec<(usize, String, Option<String>, Option<f64>)>) -> Vec<Row> {
+fn rows(rows: Vec<Found>) -> Vec<Row> {
     #[expect(clippy::cast_possible_truncation, reason = "whole seconds are compared")]
-    let row = |(line, host, user, time): (usize, String, Option<String>, Option<f64>)| Row {
+    let row = |(line, host, user, time): Found| Row {
         line,
         host,
         user,
