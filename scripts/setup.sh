@@ -8,6 +8,8 @@ source "$(dirname "$0")/lib.sh"
 
 DENY_VERSION=0.20.2
 VALKEY_VERSION=9.1.2.post2
+# Any of Debian 12; the tests compare with what this one answers.
+FAIL2BAN_VERSION=1.0.2
 CHECK=${1:-}
 INSTALLED=0
 
@@ -120,6 +122,25 @@ install_valkey() {
   ln -sf "$server" "$TOOLS/bin/valkey-server"
 }
 
+# The package is unpacked, not installed: no service, nothing outside .cache. Tests compare our reading of its
+# filters with its own (GPL: none of it is in this repository).
+unpack_fail2ban() {
+  local dir=$ROOT/.cache/fail2ban log
+  [ -x "$dir/root/usr/bin/fail2ban-regex" ] && [ "$(cat "$dir/version" 2>/dev/null)" = "$FAIL2BAN_VERSION" ] && return
+  installing "fail2ban $FAIL2BAN_VERSION into .cache/fail2ban (Debian's package, unpacked only)"
+  log=$(mktemp)
+  rm -rf "$dir" && mkdir -p "$dir"
+  (cd "$dir" && { apt-get download -q fail2ban || { as_root apt-get update -q && apt-get download -q fail2ban; }; }) >"$log" 2>&1 ||
+    { tail -n 15 "$log" >&2; rm -f "$log"; die "apt-get could not download fail2ban"; }
+  rm -f "$log"
+  case $(dpkg-deb -f "$dir"/fail2ban_*.deb Version) in
+    "$FAIL2BAN_VERSION"-*) ;;
+    *) die "this Debian has fail2ban $(dpkg-deb -f "$dir"/fail2ban_*.deb Version), the tests need $FAIL2BAN_VERSION (Debian 12)" ;;
+  esac
+  dpkg-deb -x "$dir"/fail2ban_*.deb "$dir/root"
+  echo "$FAIL2BAN_VERSION" >"$dir/version"
+}
+
 check_cargo
 check_node
 install_packages
@@ -128,5 +149,6 @@ if [ "${FOR:-}" != demo ]; then
   install_components
   install_deny
   install_valkey
+  unpack_fail2ban
 fi
 if [ "$INSTALLED" = 0 ]; then say "setup: nothing to install"; else say "setup: done"; fi

@@ -54,6 +54,9 @@ pub enum Command {
     /// Nodes and address pools of CloudPods
     #[command(subcommand)]
     Cloudpods(Cloudpods),
+    /// Find attacks in logs, mail, web and DNS
+    #[command(subcommand)]
+    Guardian(Guardian),
     /// Check the configuration and show where each value comes from
     #[command(
         long_about = "Check the configuration without using the network, and show each value with its origin; \
@@ -114,6 +117,59 @@ pub enum Cloudpods {
     /// Pools that addresses come from (autoIp); without one pods use DHCP
     #[command(subcommand)]
     Pools(Pools),
+}
+
+/// What `guardian` does.
+#[derive(Debug, Subcommand)]
+pub enum Guardian {
+    /// Find events in log files; needs neither Redis nor Postgres nor any configuration
+    #[command(
+        long_about = "Find events (refused logins, rejected mail, probes) in log files. Needs neither Redis nor \
+        Postgres nor any configuration, and writes nothing but its output.\n\n\
+        Without --rules our own rules for the service are used: apache, dovecot, exim, nginx, postfix, sshd, \
+        wordpress, or `auto` for all of them. With --rules DIR the service names one of fail2ban's filters there, \
+        read as it is published: DIR/SERVICE.conf or DIR/filter.d/SERVICE.conf.\n\n\
+        With --json one object a line: {\"file\",\"line\",\"category\",\"ip\",\"time\",\"rule\",\"user\",\"confidence\"}; \
+        time is UTC, or null when the line has no date; host names are not resolved. Last, on stderr, \
+        {\"summary\":{\"lines\",\"events\",\"truncated_lines\",\"invalid_utf8_lines\",\"rule_budget_exceeded\",\"skipped\"}}.\n\n\
+        Exit codes: 0 all was read, with or without events; 2 wrong command line; 3 a file or the rules could not \
+        be read to the end (the others were); 78 a rule file is malformed.\n\n\
+        Examples:\n  \
+        mpanel-worker guardian analyze --service postfix --json /var/log/mail.log /var/log/mail.log.2.gz\n  \
+        mpanel-worker guardian analyze --service sshd --rules /etc/fail2ban --mode normal --json /var/log/auth.log\n  \
+        zcat old.gz | mpanel-worker guardian analyze --service sshd --assume-now 2019-08-14T12:00:00+02:00 \\\n    \
+        --tz Europe/Zurich --json -"
+    )]
+    Analyze(AnalyzeArgs),
+}
+
+/// Flags of `guardian analyze`.
+#[derive(Debug, Args)]
+pub struct AnalyzeArgs {
+    /// The service whose log it is; with --rules the filter
+    #[arg(long, value_name = "NAME")]
+    pub service: String,
+    /// Use fail2ban's filters from this directory instead of our own rules
+    #[arg(long, value_name = "DIR")]
+    pub rules: Option<PathBuf>,
+    /// The filter's mode; `aggressive` when absent, if the filter has it
+    #[arg(long, value_name = "NAME")]
+    pub mode: Option<String>,
+    /// Set an option of the filter, such as logtype=journal; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub filter_option: Vec<String>,
+    /// Read the log as if it were this time, for dates without a year; now when absent
+    #[arg(long, value_name = "RFC3339")]
+    pub assume_now: Option<String>,
+    /// The zone of dates without one, such as Europe/Zurich; UTC when absent
+    #[arg(long, value_name = "ZONE")]
+    pub tz: Option<String>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Log files, plain or gzip; `-` is the standard input
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
 }
 
 /// What to do with nodes.
@@ -271,6 +327,9 @@ mod tests {
             "mpanel-worker cloudpods nodes drain n1 --json",
             "mpanel-worker cloudpods pools remove 3",
             "mpanel-worker check-config --config /x",
+            "mpanel-worker guardian analyze --service postfix --json a.log b.log.gz",
+            "mpanel-worker guardian analyze --service sshd --rules d --mode m --filter-option a=b --filter-option \
+             c=d --assume-now 2005-08-14T12:00:00+02:00 --tz Europe/Zurich --json -",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

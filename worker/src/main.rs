@@ -9,7 +9,7 @@ use clap::Parser;
 use mpanel_worker::{
     adapters::db,
     app,
-    cli::{Cli, Cloudpods, Command},
+    cli::{Cli, Cloudpods, Command, Guardian},
     commands,
     config::{Config, LogConfig, Needs, Sources},
     exit::{Exit, Failed},
@@ -39,6 +39,9 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
     if let Command::CheckConfig(args) = &cli.command {
         return commands::check_config(&sources, args.json);
     }
+    if let Command::Guardian(Guardian::Analyze(args)) = &cli.command {
+        return commands::analyze(args);
+    }
     let needs = if matches!(cli.command, Command::Run(_)) { Needs::All } else { Needs::Database };
     let config = Config::from_sources(&sources, needs)?;
     log(&config.log)?;
@@ -55,7 +58,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
             }
         }
         // Done above, before the configuration had to be right.
-        Command::CheckConfig(_) => Ok(()),
+        Command::CheckConfig(_) | Command::Guardian(_) => Ok(()),
     }
 }
 

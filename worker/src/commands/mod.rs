@@ -1,6 +1,7 @@
 //! What each command does, `run` aside. Data goes to stdout, messages to stderr.
 
 mod check;
+mod guardian;
 mod migrate;
 mod nodes;
 mod pools;
@@ -10,7 +11,7 @@ use std::io::{self, Write as _};
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-pub use self::{check::check_config, migrate::migrate, nodes::nodes, pools::pools};
+pub use self::{check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, pools::pools};
 use crate::exit::{Exit, Failed};
 
 /// Writes a line of data.
