@@ -1,6 +1,8 @@
 //! `mpanel-worker guardian analyze` as a program: files of all kinds in, one
 //! JSON an event out, exact exit codes, without any service or configuration.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
 use std::{
     fs,
     io::Write as _,

@@ -16,7 +16,7 @@ use crate::{
 
 /// Most jobs a caller should put into one call, so that the script stays below
 /// 5 ms with small jobs. More jobs go as several calls, sent together.
-pub const JOBS_PER_CALL: usize = 200;
+pub const JOBS_PER_CALL: usize = 128;
 
 /// Most payload bytes in one call, unless one job alone has more: Redis takes no
 /// argument of half a gigabyte, and one long call holds everybody up.

@@ -17,7 +17,7 @@ use crate::{
 pub const LOCKS_PER_CALL: usize = 1000;
 
 /// How many active jobs one call of a stalled check looks at.
-const STALLED_CHUNK: u32 = 250;
+const STALLED_CHUNK: u32 = 150;
 
 /// Renews locks in one round trip; gives back the jobs whose lock is lost.
 ///

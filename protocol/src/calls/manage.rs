@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// How many jobs one call of a chunked operation moves.
-pub const CHUNK: u32 = 250;
+pub const CHUNK: u32 = 160;
 
 /// Flows of up to so many jobs are removed in one call.
-const TREE: u32 = 200;
+const TREE: u32 = 120;
 
 /// What to change of a job while it exists.
 #[derive(Debug, Clone, Copy)]

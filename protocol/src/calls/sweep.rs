@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How many jobs one call takes away.
-pub const CHUNK: u32 = 200;
+pub const CHUNK: u32 = 140;
 /// How many jobs one call of `cleanJobs` looks at.
 const WINDOW: u32 = 500;
 
