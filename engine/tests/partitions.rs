@@ -508,8 +508,14 @@ async fn to_node_each_partition_is_an_ordinary_queue() {
     let job = queue.add("a", json!({"n": 2}), json!({})).await.unwrap();
     let result = queue.wait_until_finished(&job.id, PATIENCE).await.unwrap();
     assert_eq!(result, json!({"echo": {"n": 2}}));
-    let seen = queue.workers().await.unwrap();
-    assert!(seen.iter().any(|w| w.values().any(|field| field.ends_with(":w:rust"))), "{seen:?}");
+    // Its waiting connection is there as soon as it waits.
+    eventually("our worker among Node's", PATIENCE, || async {
+        let seen = queue.workers().await.unwrap();
+        let named = seen.iter().any(|w| w.values().any(|field| field.ends_with(":w:rust")));
+        if named { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await
+    .unwrap();
     // Events and waits by partition.
     let here = post.engine.at(ours.partition());
     let mut events = here.events("mail-2", Start::Oldest).unwrap();
