@@ -8,6 +8,7 @@ pub mod jobs;
 pub mod ledger;
 pub mod nodes;
 pub mod pods;
+pub mod pool_admin;
 pub mod pools;
 pub mod quota;
 

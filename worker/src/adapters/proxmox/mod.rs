@@ -5,6 +5,7 @@
 mod calls;
 mod client;
 mod error;
+mod resources;
 mod task;
 mod tls;
 mod types;
@@ -14,6 +15,7 @@ pub use self::{
     calls::ContainerSpec,
     client::{Pve, PveClient, SetupError},
     error::{Class, Outcome, PveError, classify, classify_text},
+    resources::ResourceRow,
     task::{FoundTask, TaskEnd},
     types::{GuestConfig, GuestRow, Interface, NodeRow, first_address, tag_set},
     upid::{NotAUpid, Upid},

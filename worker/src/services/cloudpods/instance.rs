@@ -41,6 +41,9 @@ pub struct InstanceSpec {
     pub pool: Option<String>,
     /// Its address.
     pub net: Net,
+    /// Its IPv6 address, where its cluster has a pool of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net6: Option<Net6>,
     /// The VMID that had to be given up before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<i32>,
@@ -61,6 +64,18 @@ pub enum Net {
         /// Its gateway.
         gateway: Option<String>,
     },
+}
+
+/// A static IPv6 address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Net6 {
+    /// The address.
+    pub ip: String,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Its gateway.
+    pub gateway: Option<String>,
 }
 
 /// An instance: its row and its spec.
@@ -132,6 +147,12 @@ impl Instance {
                 }
             }
         }
+        if let Some(Net6 { ip, prefix, gateway }) = &self.spec.net6 {
+            let _ = write!(net, ",ip6={ip}/{prefix}");
+            if let Some(gateway) = gateway {
+                let _ = write!(net, ",gw6={gateway}");
+            }
+        }
         net
     }
 
@@ -174,6 +195,7 @@ pub(super) mod tests {
             vlan: None,
             pool: None,
             net,
+            net6: None,
             moved_from: None,
         };
         let pod_id = Uuid::from_u128(0x5f0c_1a52_6a43_4b7e_9a51_2b1f_5d0c_7e11);
