@@ -11,6 +11,7 @@ mod tls;
 mod types;
 mod upid;
 
+pub(crate) use self::tls::install_provider as install_tls_provider;
 pub use self::{
     calls::ContainerSpec,
     client::{Pve, PveClient, SetupError},
