@@ -245,7 +245,7 @@ impl PartitionedWorker {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn until_quiet(&self) {
-        self.until_each(|stats| stats.active == 0 && stats.unwritten == 0 && !stats.fetching).await;
+        self.until_each(WorkerStats::is_quiet).await;
     }
 
     /// Waits until `wanted` holds for all partitions at once.
