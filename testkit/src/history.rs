@@ -13,7 +13,7 @@
 //! | H5 | nothing waits, runs or is locked any more |
 //! | H6 | one terminal event a job, the one of the structure it is in |
 //! | H7 | fences, where starts have them, strictly rise for each job |
-//! | H8 | events in order: added, then in line, then active, …, then terminal |
+//! | H8 | events in order: added, then in line, then active, …, then terminal; only `retries-exhausted` follows `failed` |
 //! | H9 | a job whose enqueue had an unknown outcome is there at most once |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -339,10 +339,17 @@ impl Job<'_> {
             Some("added") => {}
             Some(_) => return Some("the first event is not its addition"),
         }
-        let (mut in_line, mut active, mut ended) = (false, false, false);
+        let (mut in_line, mut active) = (false, false);
+        let mut ended = None;
         for event in events {
-            if ended {
-                return Some("something follows its end");
+            match (ended, event) {
+                (None, _) => {}
+                // BullMQ tells of a failure first, and then that no attempt is left.
+                (Some("failed"), "retries-exhausted") => {
+                    ended = Some(event);
+                    continue;
+                }
+                (Some(_), _) => return Some("something follows its end"),
             }
             match event {
                 event if IN_LINE.contains(&event) => (in_line, active) = (true, false),
@@ -351,7 +358,7 @@ impl Job<'_> {
                 event if TERMINAL.contains(&event) && !active => {
                     return Some("it ended without being active");
                 }
-                event if TERMINAL.contains(&event) => ended = true,
+                event if TERMINAL.contains(&event) => ended = Some(event),
                 _ => {}
             }
         }

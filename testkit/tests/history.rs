@@ -58,6 +58,7 @@ fn right() -> (Vec<Event>, Snapshot) {
         ("waiting", "c"),
         ("active", "c"),
         ("failed", "c"),
+        ("retries-exhausted", "c"),
     ];
     snapshot.events = events.iter().map(|(event, id)| ((*event).into(), (*id).into())).collect();
     (history, snapshot)
@@ -124,6 +125,10 @@ const SEEDS: &[(&str, &str, Seed)] = &[
     ("a job active without having been in line", "H8", |_, s| without(s, "waiting", "a")),
     ("a job that ended without being active", "H8", |_, s| without(s, "active", "c")),
     ("an event after the end", "H8", |_, s| s.events.push(("waiting".into(), "a".into()))),
+    ("spent attempts of a job that completed", "H8", |_, s| {
+        s.events.push(("retries-exhausted".into(), "a".into()));
+    }),
+    ("spent attempts told twice", "H8", |_, s| s.events.push(("retries-exhausted".into(), "c".into()))),
     ("events before the addition", "H8", |_, s| without(s, "added", "b")),
     ("a job added twice", "H9", |_, s| {
         s.events.insert(1, ("added".into(), "a".into()));
