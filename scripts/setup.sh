@@ -3,13 +3,14 @@
 # a second run installs nothing. Services of the distribution are neither started, used nor stopped: packages
 # that come with one are installed with starting forbidden, and the service is disabled.
 #   scripts/setup.sh [--check]    --check only says what is missing and fails when something is
-#   FOR=demo                      without what only the tests need (cargo-deny, rustfmt, clippy, Valkey)
+#   FOR=demo                      without what only the tests need (cargo-deny, rustfmt, clippy, Valkey, proxmoxer)
 source "$(dirname "$0")/lib.sh"
 
 DENY_VERSION=0.20.2
 VALKEY_VERSION=9.1.2.post2
 # Any of Debian 12; the tests compare with what this one answers.
 FAIL2BAN_VERSION=1.0.2
+PROXMOXER_PACKAGES="proxmoxer==2.3.0 requests==2.34.2 pytest==9.2.0"
 CHECK=${1:-}
 INSTALLED=0
 
@@ -141,6 +142,18 @@ unpack_fail2ban() {
   echo "$FAIL2BAN_VERSION" >"$dir/version"
 }
 
+# The independent client of the Proxmox API, for the checks of our simulator.
+install_proxmoxer() {
+  local venv=$TOOLS/proxmoxer
+  [ "$(cat "$venv/installed" 2>/dev/null)" = "$PROXMOXER_PACKAGES" ] && return
+  installing "proxmoxer and pytest into .cache/tools (from PyPI: $PROXMOXER_PACKAGES)"
+  rm -rf "$venv"
+  # The list is several words.
+  python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check $PROXMOXER_PACKAGES ||
+    die "pip could not install $PROXMOXER_PACKAGES"
+  printf '%s\n' "$PROXMOXER_PACKAGES" >"$venv/installed"
+}
+
 check_cargo
 check_node
 install_packages
@@ -150,5 +163,6 @@ if [ "${FOR:-}" != demo ]; then
   install_deny
   install_valkey
   unpack_fail2ban
+  install_proxmoxer
 fi
 if [ "$INSTALLED" = 0 ]; then say "setup: nothing to install"; else say "setup: done"; fi

@@ -5,7 +5,7 @@
 #   FLEET_TEST_TIER=full           the long runs too (make test-full)
 source "$(dirname "$0")/lib.sh"
 
-ALL="setup fmt clippy deny unit integration conformance differential"
+ALL="setup fmt clippy deny unit integration conformance proxmox differential"
 WANTED=${*:-$ALL}
 for name in $WANTED; do
   case " $ALL " in *" $name "*) ;; *) die "no stage $name; stages: $ALL" ;; esac
@@ -39,6 +39,22 @@ run_integration() {
 run_conformance() {
   cargo run --quiet --locked -p mpanel-testkit --bin conformance -- \
     --scenarios testkit/data/scenarios --golden testkit/data/golden
+}
+
+# The simulator by an independent client's eyes: proxmoxer, over HTTPS, as it would talk to a real host.
+run_proxmox() {
+  local token="root@pam!fleet=11111111-2222-3333-4444-555555555555" out=$TMPDIR/pve-sim.out sim url failed=0
+  cargo build --quiet --locked -p mpanel-testkit --bin pve-sim || return 1
+  # Waits for the first line without looking again and again.
+  mkfifo "$out"
+  "${CARGO_TARGET_DIR:-target}/debug/pve-sim" --listen 127.0.0.1:0 --nodes 2 --auth-delay-ms 100 --token "$token" >"$out" &
+  sim=$!
+  read -r _ url _ <"$out" || failed=1
+  PVE_URL=$url PVE_TOKEN_ID=${token%=*} PVE_TOKEN_SECRET=${token#*=} \
+    "$TOOLS/proxmoxer/bin/python" -m pytest -q -p no:cacheprovider testkit/data/proxmox || failed=1
+  kill "$sim" 2>/dev/null
+  wait "$sim" 2>/dev/null
+  return $failed
 }
 
 # Half of the sequences against each version. The first seed of the full tier moves on every day.

@@ -20,7 +20,10 @@ use crate::{
     exit::{Exit, Failed},
     migrate,
     serve::serve,
-    services::cloudpods::{self, CreateHandler, CreateService, Sites},
+    services::cloudpods::{
+        self, CreateHandler, CreateService, Sites,
+        operation::{Operation, OperationHandler, OperationService},
+    },
     signals,
 };
 
@@ -49,8 +52,6 @@ pub struct App {
 pub struct QueueService {
     /// The queue.
     pub queue: &'static str,
-    /// The job's name.
-    pub job_name: &'static str,
     /// Jobs at once.
     pub concurrency: u32,
     /// What serves it.
@@ -62,6 +63,8 @@ pub struct QueueService {
 pub enum ServiceHandler {
     /// Creates pods.
     CloudpodsCreate(CreateHandler),
+    /// Does something to pods that exist.
+    CloudpodsOperation(OperationHandler),
 }
 
 impl App {
@@ -89,11 +92,17 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
         CreateService::new(app.db.clone(), app.sites.clone(), app.config.cloudpods.clone(), app.settle);
     let mut all = vec![QueueService {
         queue: CREATE_QUEUE,
-        job_name: "create",
         // mPanel's own figure for this queue.
         concurrency: concurrency.unwrap_or(2),
         handler: ServiceHandler::CloudpodsCreate(CreateHandler::new(create)),
     }];
+    let operations =
+        OperationService::new(app.db.clone(), app.sites.clone(), app.config.cloudpods.clone(), app.settle);
+    all.extend(Operation::ALL.into_iter().map(|operation| QueueService {
+        queue: operation.queue(),
+        concurrency: concurrency.unwrap_or(operation.concurrency()),
+        handler: ServiceHandler::CloudpodsOperation(OperationHandler::new(operations.clone(), operation)),
+    }));
     let Some(wanted) = queues else { return Ok(all) };
     let known: Vec<&str> = all.iter().map(|service| service.queue).collect();
     let unknown: Vec<&str> =

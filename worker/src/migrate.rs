@@ -31,6 +31,7 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (3, "fleet cloudpods", include_str!("../../migrations/0003_fleet_cloudpods.sql")),
     (4, "fleet views", include_str!("../../migrations/0004_fleet_views.sql")),
     (5, "fleet outbox", include_str!("../../migrations/0005_fleet_outbox.sql")),
+    (7, "fleet operations", include_str!("../../migrations/0007_fleet_operations.sql")),
 ];
 
 /// The database could not be brought up to date.

@@ -122,7 +122,9 @@ fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Resul
         .lock(run.lock)
         .stalled_interval(run.stalled_interval);
     match service.handler {
-        ServiceHandler::CloudpodsCreate(handler) => worker.handle(service.job_name, handler).start(),
+        ServiceHandler::CloudpodsCreate(handler) => worker.handle("create", handler).start(),
+        // The queue says what is to be done; mPanel's health queue has two names for its jobs.
+        ServiceHandler::CloudpodsOperation(handler) => worker.handle_any(handler).start(),
     }
 }
 

@@ -19,6 +19,9 @@ pub const HEALTH_QUEUE: &str = "cloudpods-health";
 /// Queue that changes a pod's size.
 pub const SCALE_QUEUE: &str = "cloudpods-scale";
 
+/// Queue that changes a pod's power; ours, mPanel has none.
+pub const ACTION_QUEUE: &str = "cloudpods-action";
+
 /// An enum of wire words with its parser, its list for error texts, and serde.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
@@ -65,6 +68,17 @@ words! {
         /** By a schedule. */ Schedule = "schedule",
         /** By a person. */ Manual = "manual",
         /** By FocalPilot. */ FocalPilot = "focalpilot",
+    }
+}
+
+words! {
+    /// What is to be done to a pod's power.
+    PodAction {
+        /** Turns it on. */ Start = "start",
+        /** Turns it off, gracefully where it listens. */ Stop = "stop",
+        /** Off and on. */ Reboot = "reboot",
+        /** Holds it. */ Suspend = "suspend",
+        /** Lets it go on. */ Resume = "resume",
     }
 }
 
@@ -352,6 +366,42 @@ impl TryFrom<Value> for ScalePayload {
             })
         })();
         f.finish(decoded)
+    }
+}
+
+/// `cloudpods-action` / `action`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", try_from = "Value")]
+pub struct ActionPayload {
+    /// Whose pod it is; to be checked against the row.
+    pub tenant_id: Uuid,
+    /// The guest's id; to be checked against the row.
+    pub vmid: i64,
+    /// The row of `cloud_pods`.
+    pub cloud_pod_id: Uuid,
+    /// What is to be done.
+    pub action: PodAction,
+    /// Who asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+}
+
+impl TryFrom<Value> for ActionPayload {
+    type Error = PayloadError;
+
+    fn try_from(value: Value) -> Result<Self, PayloadError> {
+        let mut f = Fields::of(&value)?;
+        let target = target(&mut f);
+        let action = f.word("action", PodAction::parse, PodAction::WORDS.trim_end());
+        let action = f.required("action", action);
+        let requested_by = f.text("requestedBy");
+        f.finish(target.zip(action).map(|((tenant_id, vmid, cloud_pod_id), action)| Self {
+            tenant_id,
+            vmid,
+            cloud_pod_id,
+            action,
+            requested_by,
+        }))
     }
 }
 

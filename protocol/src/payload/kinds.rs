@@ -2,8 +2,8 @@
 
 use super::{
     cloudpods::{
-        BACKUP_QUEUE, BackupPayload, CREATE_QUEUE, CreatePayload, DESTROY_QUEUE, DestroyPayload,
-        HEALTH_QUEUE, HealthPayload, SCALE_QUEUE, ScalePayload,
+        ACTION_QUEUE, ActionPayload, BACKUP_QUEUE, BackupPayload, CREATE_QUEUE, CreatePayload, DESTROY_QUEUE,
+        DestroyPayload, HEALTH_QUEUE, HealthPayload, SCALE_QUEUE, ScalePayload,
     },
     guardian::{REMEDIATION_QUEUE, RemediationPayload, SCAN_QUEUE, ScanPayload},
 };
@@ -68,6 +68,7 @@ kinds! {
     BackupPayload: BACKUP_QUEUE, "backup", cloudpods(3), |p| p.vmid.to_string();
     HealthPayload: HEALTH_QUEUE, "health", cloudpods(1), |p| p.vmid.to_string();
     ScalePayload: SCALE_QUEUE, "scale", cloudpods(2), |p| p.vmid.to_string();
+    ActionPayload: ACTION_QUEUE, "action", cloudpods(3), |p| p.vmid.to_string();
     ScanPayload: SCAN_QUEUE, "guardian-scan", guardian(), |p| p.scan_id.to_string();
     RemediationPayload: REMEDIATION_QUEUE, "guardian-remediation", guardian(), |p| p.remediation_id.to_string();
 }

@@ -15,7 +15,7 @@ use std::{fmt, time::Duration};
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::{
-    proxmox::{ProxmoxConfig, TlsTrust},
+    proxmox::{Login, ProxmoxConfig, TlsTrust},
     redis::{PeerLine, RedisConfig},
     resolve::Layers,
     sources::Sources,

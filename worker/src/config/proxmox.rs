@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use reqwest::Url;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use super::resolve::Layers;
 
@@ -14,14 +14,31 @@ pub struct ProxmoxConfig {
     pub api_url: Option<Url>,
     /// For node rows without a usable `api_url`.
     pub fallback_url: Option<Url>,
-    /// `user@realm!name`.
-    pub token_id: String,
-    /// The token's secret.
-    pub token_secret: SecretString,
+    /// Who we are.
+    pub login: Login,
     /// Whose certificates we believe.
     pub trust: TlsTrust,
     /// How long a request of unknown outcome may still take effect.
     pub settle: Duration,
+}
+
+/// How we log in.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// By an API token.
+    Token {
+        /// `user@realm!name`.
+        id: String,
+        /// Its secret.
+        secret: SecretString,
+    },
+    /// By a user's password, for tickets.
+    Password {
+        /// `user@realm`.
+        user: String,
+        /// The password.
+        password: SecretString,
+    },
 }
 
 /// Whose certificates we believe.
@@ -40,24 +57,7 @@ pub(super) fn proxmox(layers: &mut Layers) -> Option<ProxmoxConfig> {
     let before = layers.problems.len();
     let api_url = layers.parsed("proxmox.api_url", base_url);
     let fallback_url = layers.parsed("proxmox.host", base_url);
-    if layers.text("proxmox.token_id").is_none() {
-        layers.problem("proxmox.token_id", "is not set; the Proxmox API needs a token");
-    }
-    let token_id = layers.parsed("proxmox.token_id", |text| {
-        let well_formed = text
-            .split_once('!')
-            .is_some_and(|(user, name)| user.contains('@') && !name.is_empty() && !text.contains(['=', ' ']));
-        if well_formed { Ok(text.to_owned()) } else { Err("must have the form user@realm!name".to_owned()) }
-    });
-    if layers.text("proxmox.token_secret").is_none() {
-        layers.problem("proxmox.token_secret", "is not set; the Proxmox API needs a token");
-    }
-    let token_secret = layers.parsed("proxmox.token_secret", |text| {
-        if text.is_empty() || text.chars().any(|c| c.is_control() || !c.is_ascii()) {
-            return Err("must be the token's secret on one line".to_owned());
-        }
-        Ok(SecretString::from(text))
-    });
+    let login = login(layers);
     let pins = layers.parsed("proxmox.tls_fingerprint", fingerprints);
     let trust = match (pins, layers.text("proxmox.ca_file")) {
         (Some(pins), _) => TlsTrust::Pinned(pins),
@@ -68,14 +68,51 @@ pub(super) fn proxmox(layers: &mut Layers) -> Option<ProxmoxConfig> {
     if layers.problems.len() > before {
         return None;
     }
-    Some(ProxmoxConfig {
-        api_url,
-        fallback_url,
-        token_id: token_id?,
-        token_secret: token_secret.filter(|secret| !secret.expose_secret().is_empty())?,
-        trust,
-        settle: Duration::from_secs(settle),
-    })
+    Some(ProxmoxConfig { api_url, fallback_url, login: login?, trust, settle: Duration::from_secs(settle) })
+}
+
+/// A token; a user and password only where no token is named.
+fn login(layers: &mut Layers) -> Option<Login> {
+    let by_password = layers.text("proxmox.token_id").is_none() && layers.text("proxmox.username").is_some();
+    if by_password {
+        if layers.text("proxmox.password").is_none() {
+            layers.problem("proxmox.password", "is not set, while proxmox.username is");
+        }
+        let user = layers.parsed("proxmox.username", |text| {
+            let well_formed = text.contains('@') && !text.contains(['!', ' ', '=']);
+            if well_formed { Ok(text.to_owned()) } else { Err("must have the form user@realm".to_owned()) }
+        });
+        let password =
+            layers.parsed("proxmox.password", |text| secret(text, "must be a password on one line"));
+        return Some(Login::Password { user: user?, password: password? });
+    }
+    if layers.text("proxmox.token_id").is_none() {
+        layers.problem("proxmox.token_id", "is not set; the Proxmox API needs a token");
+    }
+    let id = layers.parsed("proxmox.token_id", |text| {
+        let well_formed = text
+            .split_once('!')
+            .is_some_and(|(user, name)| user.contains('@') && !name.is_empty() && !text.contains(['=', ' ']));
+        if well_formed { Ok(text.to_owned()) } else { Err("must have the form user@realm!name".to_owned()) }
+    });
+    if layers.text("proxmox.token_secret").is_none() {
+        layers.problem("proxmox.token_secret", "is not set; the Proxmox API needs a token");
+    }
+    let token = layers.parsed("proxmox.token_secret", |text| {
+        if text.is_ascii() {
+            secret(text, "must be the token's secret on one line")
+        } else {
+            Err("must be ASCII".to_owned())
+        }
+    });
+    Some(Login::Token { id: id?, secret: token? })
+}
+
+fn secret(text: &str, problem: &str) -> Result<SecretString, String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(problem.to_owned());
+    }
+    Ok(SecretString::from(text))
 }
 
 /// `host`, `host:port`, `https://host:port`, with or without `/api2/json`: the

@@ -97,6 +97,21 @@ pub const SETTINGS: &[Setting] = &[
         "the token's secret, a UUID",
     ),
     setting(
+        "proxmox.username",
+        None,
+        None,
+        "mpanel@pve",
+        "user@realm to log in with by password, where no token is set",
+    ),
+    Setting {
+        key: "proxmox.password",
+        env: None,
+        secret: true,
+        default: None,
+        example: "password",
+        help: "the password of proxmox.username",
+    },
+    setting(
         "proxmox.tls_fingerprint",
         Some("PROXMOX_TLS_FINGERPRINT"),
         None,

@@ -151,6 +151,25 @@ fn the_topology_is_told_without_secrets() {
     assert!(!format!("{redis:?}").contains("geheim"));
 }
 
+fn token_secret(config: Config) -> String {
+    match config.proxmox.unwrap().login {
+        Login::Token { secret, .. } => secret.expose_secret().to_owned(),
+        Login::Password { .. } => panic!("no token"),
+    }
+}
+
+#[test]
+fn a_password_is_taken_only_where_no_token_is_named() {
+    let user = ("MPANEL_FLEET_PROXMOX__USERNAME", "mpanel@pve");
+    let mut sources = with(&[user, ("MPANEL_FLEET_PROXMOX__PASSWORD", "wort")]);
+    assert_eq!(token_secret(Config::from_sources(&sources, Needs::All).unwrap()), "pvegeheim");
+    sources.env.remove("PROXMOX_TOKEN_ID");
+    let config = Config::from_sources(&sources, Needs::All).unwrap();
+    assert!(matches!(config.proxmox.unwrap().login, Login::Password { user, .. } if user == "mpanel@pve"));
+    sources.env.remove("MPANEL_FLEET_PROXMOX__PASSWORD");
+    assert!(problems(&sources).contains("MPANEL_FLEET_PROXMOX__PASSWORD"));
+}
+
 #[test]
 fn a_secret_comes_from_a_file_and_the_variable_wins_over_it() {
     let mut sources = with(&[]);
@@ -160,10 +179,10 @@ fn a_secret_comes_from_a_file_and_the_variable_wins_over_it() {
         "file".to_owned(),
     ));
     let config = Config::from_sources(&sources, Needs::All).unwrap();
-    assert_eq!(config.proxmox.unwrap().token_secret.expose_secret(), "pvegeheim");
+    assert_eq!(token_secret(config), "pvegeheim");
     sources.env.remove("PROXMOX_TOKEN_SECRET");
     let config = Config::from_sources(&sources, Needs::All).unwrap();
-    assert_eq!(config.proxmox.unwrap().token_secret.expose_secret(), "file");
+    assert_eq!(token_secret(config), "file");
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod changes;
 pub mod jobs;
 pub mod ledger;
 pub mod nodes;
+pub mod operations;
 pub mod pods;
 pub mod pools;
 pub mod quota;

@@ -83,34 +83,44 @@ pub async fn usage(tx: &mut Tx, tenant_id: Uuid, except: Option<Uuid>) -> Result
     .attempting("sum the tenant's pods")
 }
 
-/// Adds a pod to the tenant's `used_*`; the row is made where there is none.
+/// What a change adds to a tenant's `used_*`, or takes from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Pods.
+    pub pods: i32,
+    /// CPU cores.
+    pub cores: i32,
+    /// Memory, MiB.
+    pub memory_mb: i32,
+    /// Disk, GiB.
+    pub disk_gb: i32,
+}
+
+/// Changes the tenant's `used_*`, which never fall below zero; the row is made
+/// where there is none.
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn add_used(
-    tx: &mut Tx,
-    tenant_id: Uuid,
-    cores: i32,
-    memory_mb: i32,
-    disk_gb: i32,
-) -> Result<(), DbError> {
+pub async fn change_used(tx: &mut Tx, tenant_id: Uuid, by: Change) -> Result<(), DbError> {
     sqlx::query(
         "INSERT INTO cloud_pod_quotas
            (id, tenant_id, used_cloud_pods, used_cpu_cores, used_ram_mb, used_disk_gb, created_at, updated_at)
-         VALUES (gen_random_uuid(), $1, 1, $2, $3, $4, timezone('utc', now()), timezone('utc', now()))
+         VALUES (gen_random_uuid(), $1, GREATEST($2, 0), GREATEST($3, 0), GREATEST($4, 0), GREATEST($5, 0),
+                 timezone('utc', now()), timezone('utc', now()))
          ON CONFLICT (tenant_id) DO UPDATE
-         SET used_cloud_pods = cloud_pod_quotas.used_cloud_pods + 1,
-             used_cpu_cores = cloud_pod_quotas.used_cpu_cores + $2,
-             used_ram_mb = cloud_pod_quotas.used_ram_mb + $3,
-             used_disk_gb = cloud_pod_quotas.used_disk_gb + $4,
+         SET used_cloud_pods = GREATEST(cloud_pod_quotas.used_cloud_pods + $2, 0),
+             used_cpu_cores = GREATEST(cloud_pod_quotas.used_cpu_cores + $3, 0),
+             used_ram_mb = GREATEST(cloud_pod_quotas.used_ram_mb + $4, 0),
+             used_disk_gb = GREATEST(cloud_pod_quotas.used_disk_gb + $5, 0),
              updated_at = timezone('utc', now())",
     )
     .bind(tenant_id)
-    .bind(cores)
-    .bind(memory_mb)
-    .bind(disk_gb)
+    .bind(by.pods)
+    .bind(by.cores)
+    .bind(by.memory_mb)
+    .bind(by.disk_gb)
     .execute(&mut **tx)
     .await
-    .attempting("add the pod to the tenant's quota")
+    .attempting("change what the tenant uses")
     .map(|_| ())
 }

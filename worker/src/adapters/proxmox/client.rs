@@ -1,23 +1,21 @@
 //! One HTTP call to the Proxmox API: form encoding, token, timeouts, and the
 //! translation of every way in which it can fail.
 //!
-//! Knows no operation; those are in [`super::calls`] and [`super::task`].
+//! Knows no operation; those are in [`super::cluster`], [`super::create`],
+//! [`super::guest`] and [`super::task`].
 
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use backon::{ExponentialBuilder, Retryable};
 use hyper::ext::ReasonPhrase;
-use reqwest::{
-    Certificate, Client, Method, Response, Url,
-    header::{AUTHORIZATION, HeaderValue},
-    redirect,
-};
-use secrecy::ExposeSecret;
+use reqwest::{Certificate, Client, Method, Response, Url, redirect};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
     error::{Class, Outcome, PveError, classify},
+    gate::Gates,
+    login::{Credentials, TicketRow},
     tls,
     types::{Envelope, typed},
 };
@@ -47,12 +45,12 @@ pub enum SetupError {
     Client(String),
 }
 
-/// The Proxmox APIs of this installation: one HTTP client, one token.
+/// The Proxmox APIs of this installation: one HTTP client, one login.
 #[derive(Clone, Debug)]
 pub struct Pve {
     http: Client,
-    authorization: HeaderValue,
-    token_id: String,
+    credentials: Arc<Credentials>,
+    gates: Arc<Gates>,
 }
 
 impl Pve {
@@ -89,11 +87,8 @@ impl Pve {
             TlsTrust::System => builder,
         };
         let http = builder.build().map_err(|error| SetupError::Client(chain(&error)))?;
-        let token = format!("PVEAPIToken={}={}", config.token_id, config.token_secret.expose_secret());
-        let mut authorization = HeaderValue::from_str(&token)
-            .map_err(|_| SetupError::Client("the API token holds characters that HTTP refuses".to_owned()))?;
-        authorization.set_sensitive(true);
-        Ok(Self { http, authorization, token_id: config.token_id.clone() })
+        let credentials = Arc::new(Credentials::new(config.login.clone())?);
+        Ok(Self { http, credentials, gates: Arc::default() })
     }
 
     /// The API at `base`.
@@ -113,8 +108,8 @@ pub struct PveClient {
 impl PveClient {
     /// The user that our tasks are listed under.
     #[must_use]
-    pub fn token_id(&self) -> &str {
-        &self.pve.token_id
+    pub fn user(&self) -> &str {
+        self.pve.credentials.user()
     }
 
     /// The API's address.
@@ -160,6 +155,8 @@ impl PveClient {
             .into()
     }
 
+    /// One request, behind its node's gate. A ticket that has gone stale is
+    /// replaced once: a request that was refused by 401 had no effect.
     async fn send(
         &self,
         method: Method,
@@ -167,27 +164,89 @@ impl PveClient {
         parameters: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Value, PveError> {
+        let result = self.guarded(&method, path, parameters, timeout).await;
+        let stale = matches!(&result, Err(error) if error.class == Class::BadCredentials)
+            && self.pve.credentials.forget(self.base.as_str());
+        if stale { self.guarded(&method, path, parameters, timeout).await } else { result }
+    }
+
+    async fn guarded(
+        &self,
+        method: &Method,
+        path: &[&str],
+        parameters: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Value, PveError> {
+        let node = if path.first() == Some(&"nodes") { path.get(1).copied().unwrap_or_default() } else { "" };
+        let pass = self.pve.gates.pass(self.base.as_str(), node).await.map_err(|wait| {
+            let whom = if node.is_empty() { "the API" } else { "the node" };
+            let text =
+                format!("{whom} did not answer several times; asked again in {} s", wait.as_secs() + 1);
+            self.error(method, path, Class::NodeUnreachable, None, text)
+        })?;
+        let result = self.request(method, path, parameters, timeout).await;
+        let silent =
+            matches!(&result, Err(error) if matches!(error.class, Class::NodeUnreachable | Class::Ambiguous));
+        pass.note(!silent);
+        result
+    }
+
+    async fn request(
+        &self,
+        method: &Method,
+        path: &[&str],
+        parameters: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Value, PveError> {
+        let url = self.url(path);
+        // A body on GET or DELETE is refused with 501: their parameters go into the query.
+        let in_query = matches!(*method, Method::GET | Method::DELETE);
+        let build = || {
+            let mut url = url.clone();
+            if in_query && !parameters.is_empty() {
+                url.query_pairs_mut().extend_pairs(parameters);
+            }
+            let request = self.pve.http.request(method.clone(), url).timeout(timeout);
+            if in_query { request } else { request.form(parameters) }
+        };
+        let api = self.base.as_str();
+        let request = match self.pve.credentials.sign(api, method, build()) {
+            Some(request) => request,
+            None => {
+                self.buy_ticket().await?;
+                self.pve.credentials.sign(api, method, build()).unwrap_or_else(build)
+            }
+        };
+        tracing::debug!(api = %self.base, call = %call(method, path), "proxmox request");
+        let response = request.send().await.map_err(|error| self.network(method, path, &error))?;
+        self.answer(method, path, response).await
+    }
+
+    /// Logs in by password. Two at once are harmless: the later ticket stays.
+    async fn buy_ticket(&self) -> Result<(), PveError> {
+        let Some(form) = self.pve.credentials.form() else { return Ok(()) };
+        let path = ["access", "ticket"];
+        let odd = |text: String| self.error(&Method::POST, &path, Class::BadAnswer, None, text);
+        let request = self.pve.http.post(self.url(&path)).timeout(GET_TIMEOUT).form(&form);
+        let response = request.send().await.map_err(|error| {
+            // Whatever became of the login, the call it was for did not leave.
+            let error = self.network(&Method::POST, &path, &error);
+            if error.class == Class::Ambiguous {
+                PveError { class: Class::NodeUnreachable, ..error }
+            } else {
+                error
+            }
+        })?;
+        let row: TicketRow = typed(self.answer(&Method::POST, &path, response).await?).map_err(odd)?;
+        self.pve.credentials.keep(self.base.as_str(), &row).map_err(|error| odd(error.to_string()))
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["api2", "json"]).extend(path);
         }
-        // A body on GET or DELETE is refused with 501: their parameters go into the query.
-        let in_query = matches!(method, Method::GET | Method::DELETE);
-        if in_query && !parameters.is_empty() {
-            url.query_pairs_mut().extend_pairs(parameters);
-        }
-        let mut request = self
-            .pve
-            .http
-            .request(method.clone(), url)
-            .header(AUTHORIZATION, self.pve.authorization.clone())
-            .timeout(timeout);
-        if !in_query {
-            request = request.form(parameters);
-        }
-        tracing::debug!(api = %self.base, call = %call(&method, path), "proxmox request");
-        let response = request.send().await.map_err(|error| self.network(&method, path, &error))?;
-        self.answer(&method, path, response).await
+        url
     }
 
     async fn answer(&self, method: &Method, path: &[&str], response: Response) -> Result<Value, PveError> {

@@ -33,6 +33,16 @@ pub enum Class {
     NoOpResize,
     /// High availability holds the guest.
     HaManaged,
+    /// A snapshot of that name is there already.
+    SnapshotExists,
+    /// The guest has no snapshot of that name.
+    SnapshotMissing,
+    /// The storage of the guest's disks cannot take snapshots.
+    NoSnapshots,
+    /// There is no such storage on the node, or it does not take such content.
+    StorageMissing,
+    /// The guest agent does not answer (yet).
+    AgentAway,
     /// The storage is full.
     StorageFull,
     /// The API, or the node behind it, could not be reached: nothing was done.
@@ -53,6 +63,17 @@ pub enum Class {
     BadAnswer,
     /// Anything else that the API said.
     Other,
+}
+
+/// What is to be done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advice {
+    /// The same call may succeed later (after a look, when its outcome is unknown).
+    Retry,
+    /// The same call will not succeed without somebody's help.
+    Never,
+    /// Something else is there, or has changed: read it, then decide anew.
+    Conflict,
 }
 
 /// How a pattern is compared with the text.
@@ -91,6 +112,14 @@ const TABLE: &[(Pattern, Class)] = &[
     (Pattern::Starts("disk is already at specified size"), Class::NoOpResize),
     (Pattern::StartsHolds("unable to remove CT ", "used in HA resources"), Class::HaManaged),
     (Pattern::StartsHolds("unable to remove VM ", "used in HA resources"), Class::HaManaged),
+    (Pattern::StartsHolds("snapshot name '", "already used"), Class::SnapshotExists),
+    (Pattern::StartsHolds("snapshot '", "does not exist"), Class::SnapshotMissing),
+    (Pattern::Holds("snapshot feature is not available"), Class::NoSnapshots),
+    (Pattern::StartsHolds("storage '", "does not exist"), Class::StorageMissing),
+    (Pattern::StartsHolds("storage '", "is not available on node"), Class::StorageMissing),
+    (Pattern::StartsHolds("could not get storage information for '", "storage '"), Class::StorageMissing),
+    (Pattern::Starts("QEMU guest agent is not running"), Class::AgentAway),
+    (Pattern::Starts("No QEMU guest agent configured"), Class::AgentAway),
     (Pattern::Holds("no space left"), Class::StorageFull),
     (Pattern::Holds("not enough free space"), Class::StorageFull),
     (Pattern::Holds("out of space"), Class::StorageFull),
@@ -150,6 +179,7 @@ impl Class {
             | Self::NodeUnreachable
             | Self::Ambiguous
             | Self::BadAnswer
+            | Self::AgentAway
             | Self::Other => true,
             Self::Exists
             | Self::NotFound
@@ -159,11 +189,25 @@ impl Class {
             | Self::NoShrink
             | Self::NoOpResize
             | Self::HaManaged
+            | Self::SnapshotExists
+            | Self::SnapshotMissing
+            | Self::NoSnapshots
+            | Self::StorageMissing
             | Self::TlsRefused
             | Self::BadCredentials
             | Self::Forbidden
             | Self::BadParameter
             | Self::NotImplemented => false,
+        }
+    }
+
+    /// What a caller is to do about it, in one word.
+    #[must_use]
+    pub fn advice(self) -> Advice {
+        match self {
+            Self::Exists | Self::DigestMismatch | Self::SnapshotExists => Advice::Conflict,
+            class if class.is_transient() => Advice::Retry,
+            _ => Advice::Never,
         }
     }
 
@@ -201,7 +245,8 @@ impl fmt::Display for PveError {
         match class {
             Class::BadCredentials => write!(
                 f,
-                "Proxmox at {api} refuses the API token (401 on {call}): check PROXMOX_TOKEN_ID and PROXMOX_TOKEN_SECRET"
+                "Proxmox at {api} refuses our login (401 on {call}): check PROXMOX_TOKEN_ID and \
+                 PROXMOX_TOKEN_SECRET, or proxmox.username and proxmox.password"
             ),
             Class::Forbidden => write!(
                 f,
@@ -274,6 +319,11 @@ mod tests {
             ("disk is already at specified size", Class::NoOpResize),
             ("unable to remove CT 100 - used in HA resources and purge parameter not set.", Class::HaManaged),
             ("lvcreate error: no space left on device", Class::StorageFull),
+            ("snapshot name 'a' already used", Class::SnapshotExists),
+            ("snapshot 'a' does not exist", Class::SnapshotMissing),
+            ("snapshot feature is not available", Class::NoSnapshots),
+            ("storage 'backups' does not exist", Class::StorageMissing),
+            ("QEMU guest agent is not running", Class::AgentAway),
             ("something new", Class::Other),
             ("ct 100 ALREADY EXISTS", Class::Other),
         ];
@@ -297,6 +347,24 @@ mod tests {
         assert_eq!(classify(400, "Parameter verification failed.", &errors), Class::NotFound);
         let errors = vec![("cores".to_owned(), "value must have a minimum value of 1".to_owned())];
         assert_eq!(classify(400, "Parameter verification failed.", &errors), Class::BadParameter);
+    }
+
+    #[test]
+    fn every_failure_has_an_advice() {
+        for (class, advice) in [
+            (Class::Locked, Advice::Retry),
+            (Class::NodeUnreachable, Advice::Retry),
+            (Class::Ambiguous, Advice::Retry),
+            (Class::NoQuorum, Advice::Retry),
+            (Class::BadParameter, Advice::Never),
+            (Class::Forbidden, Advice::Never),
+            (Class::NoShrink, Advice::Never),
+            (Class::StorageMissing, Advice::Never),
+            (Class::Exists, Advice::Conflict),
+            (Class::DigestMismatch, Advice::Conflict),
+        ] {
+            assert_eq!(class.advice(), advice, "{class:?}");
+        }
     }
 
     #[test]

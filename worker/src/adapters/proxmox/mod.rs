@@ -2,19 +2,28 @@
 //!
 //! Knows nothing of pods, tenants or jobs.
 
-mod calls;
 mod client;
+mod cluster;
+mod create;
 mod error;
+mod gate;
+mod guest;
+mod login;
 mod task;
 mod tls;
 mod types;
 mod upid;
 
 pub use self::{
-    calls::ContainerSpec,
     client::{Pve, PveClient, SetupError},
-    error::{Class, Outcome, PveError, classify, classify_text},
+    cluster::Backup,
+    create::{CloneSpec, ContainerSpec},
+    error::{Advice, Class, Outcome, PveError, classify, classify_text},
+    guest::{GuestAt, GuestKind, Power},
     task::{FoundTask, TaskEnd},
-    types::{GuestConfig, GuestRow, Interface, NodeRow, first_address, tag_set},
+    types::{
+        GuestConfig, GuestRow, GuestStatus, Interface, NodeRow, Pending, RrdRow, Snapshot, StorageRow, Usage,
+        Volume, first_address, tag_set,
+    },
     upid::{NotAUpid, Upid},
 };

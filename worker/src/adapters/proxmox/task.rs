@@ -143,7 +143,7 @@ impl PveClient {
         let query = [
             ("vmid", vmid_text.as_str()),
             ("typefilter", kind),
-            ("userfilter", self.token_id()),
+            ("userfilter", self.user()),
             ("since", since.as_str()),
             // The default leaves out running tasks.
             ("source", "all"),
@@ -160,7 +160,7 @@ impl PveClient {
             .filter(|task| {
                 task.upid.kind == kind
                     && task.upid.id == vmid_text
-                    && task.upid.user == self.token_id()
+                    && task.upid.user == self.user()
                     && task.upid.started_at_s >= since_s
             })
             .collect();

@@ -1,7 +1,10 @@
 //! What the API answers, as far as we read it. Perl types loosely: numbers come
 //! as text, booleans as 0, 1 or "1"; unknown fields are ignored.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
@@ -17,6 +20,15 @@ fn lenient_i64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>
     })
 }
 
+/// A number with a fraction, also when it is text; absent or null is none.
+fn lenient_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    })
+}
+
 /// A yes or no in any of its spellings; absent is no.
 fn lenient_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
@@ -28,7 +40,7 @@ fn lenient_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::E
 }
 
 /// A row of `/cluster/resources?type=vm`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct GuestRow {
     /// The guest's id.
     #[serde(default, deserialize_with = "lenient_i64")]
@@ -48,6 +60,103 @@ pub struct GuestRow {
     /// Its tags.
     #[serde(default)]
     pub tags: Option<String>,
+    /// What it uses.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// What a guest uses; in lists up to ten seconds old.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+pub struct Usage {
+    /// Share of its own cores, 0 to 1.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub cpu: Option<f64>,
+    /// Memory, bytes.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub mem: Option<i64>,
+    /// Memory it may use, bytes.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub maxmem: Option<i64>,
+    /// Disk, bytes; 0 for machines, where nobody outside knows.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub disk: Option<i64>,
+    /// Size of its disk, bytes.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub maxdisk: Option<i64>,
+    /// Seconds since its start.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub uptime: Option<i64>,
+}
+
+/// A row of `/cluster/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct ClusterRow {
+    /// `cluster` or `node`.
+    #[serde(default, rename = "type")]
+    pub(super) kind: String,
+    /// Whether the cluster has quorum.
+    #[serde(default, deserialize_with = "lenient_bool")]
+    pub(super) quorate: bool,
+}
+
+/// A row of `/nodes/{node}/storage`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct StorageRow {
+    /// Its name.
+    pub storage: String,
+    /// What it takes, comma list: `rootdir`, `images`, `backup`, …
+    #[serde(default)]
+    pub content: String,
+    /// Whether it can be used now.
+    #[serde(default, deserialize_with = "lenient_bool")]
+    pub active: bool,
+    /// Free space, bytes.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub avail: Option<i64>,
+}
+
+/// A volume in a storage.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    pub volid: String,
+    /// Its size, bytes.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub size: Option<i64>,
+    /// What was noted on it.
+    #[serde(default)]
+    pub notes: Option<String>,
+}
+
+/// A snapshot of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    #[serde(default)]
+    pub description: Option<String>,
+}
+
+/// A key of a configuration with what waits for the next start.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Pending {
+    /// The key.
+    pub key: String,
+    /// What will be; `None` when nothing waits.
+    #[serde(default)]
+    pub pending: Option<Value>,
+}
+
+/// A point of a guest's history; what was not measured is `None`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct RrdRow {
+    /// Epoch seconds.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub time: Option<i64>,
+    /// What it used.
+    #[serde(flatten)]
+    pub usage: Usage,
 }
 
 /// A row of `/nodes`.
@@ -60,8 +169,8 @@ pub struct NodeRow {
     pub status: Option<String>,
 }
 
-/// A container's configuration, as far as we compare it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// A guest's configuration, as far as we compare it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct GuestConfig {
     /// The operation that holds the guest.
     #[serde(default)]
@@ -69,23 +178,73 @@ pub struct GuestConfig {
     /// Its tags.
     #[serde(default)]
     pub tags: Option<String>,
-    /// Its host name.
+    /// A container's host name.
     #[serde(default)]
     pub hostname: Option<String>,
+    /// A machine's name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What was noted on it.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// CPU cores.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub cores: Option<i64>,
+    /// Memory, MiB.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub memory: Option<i64>,
     /// The digest that a change must name.
     #[serde(default)]
     pub digest: Option<String>,
     /// Whether it may not be removed.
     #[serde(default, deserialize_with = "lenient_bool")]
     pub protection: bool,
+    /// Everything else: disks, cards, …
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
+}
+
+impl GuestConfig {
+    /// The guest's name, whatever it is.
+    #[must_use]
+    pub fn any_name(&self) -> Option<&str> {
+        self.hostname.as_deref().or(self.name.as_deref())
+    }
 }
 
 /// `/status/current`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct GuestStatus {
     /// `running` or `stopped`.
     #[serde(default)]
     pub status: String,
+    /// `paused` while a machine is suspended.
+    #[serde(default)]
+    pub qmpstatus: Option<String>,
+    /// What it uses.
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+impl GuestStatus {
+    /// Whether it runs and does its work.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        self.status == "running" && !self.is_paused()
+    }
+
+    /// Whether it is suspended and can go on.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.qmpstatus.as_deref() == Some("paused")
+    }
+}
+
+/// What a machine's agent answers.
+#[derive(Debug, Deserialize)]
+pub(super) struct AgentAnswer {
+    #[serde(default)]
+    pub(super) result: Vec<Interface>,
 }
 
 /// `/tasks/{upid}/status`, and a row of `/tasks`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::error::CreateError;
-use crate::adapters::proxmox::Class;
+use crate::adapters::proxmox::{Class, PveError};
 
 /// How long one attempt waits, from the first call without an answer.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -24,6 +24,11 @@ impl Away {
     /// Waits a moment if that may help; whether the step is to be entered again.
     pub(super) async fn waited(&mut self, error: &CreateError) -> bool {
         let CreateError::Pve(cause) = error else { return false };
+        self.waited_for(cause).await
+    }
+
+    /// The same for a call that failed.
+    pub(super) async fn waited_for(&mut self, cause: &PveError) -> bool {
         if !matches!(cause.class, Class::NodeUnreachable | Class::Ambiguous) {
             return false;
         }
@@ -32,7 +37,7 @@ impl Away {
             return false;
         }
         self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-        tracing::warn!(%error, wait_s = self.pause.as_secs(), "Proxmox does not answer; waiting for it");
+        tracing::warn!(error = %cause, wait_s = self.pause.as_secs(), "Proxmox does not answer; waiting for it");
         sleep(self.pause).await;
         true
     }
@@ -41,7 +46,6 @@ impl Away {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::proxmox::PveError;
 
     fn error(class: Class) -> CreateError {
         let (text, call, api) = (String::new(), "GET /nodes".to_owned(), "https://h".to_owned());

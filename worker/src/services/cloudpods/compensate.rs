@@ -25,7 +25,7 @@ use crate::adapters::{
         pods::{self, Retired},
         quota,
     },
-    proxmox::{Class, Outcome, PveClient, PveError, TaskEnd, Upid},
+    proxmox::{Class, Outcome, Power, PveClient, PveError, TaskEnd, Upid},
 };
 
 /// How long the whole clean-up on Proxmox may take before we stop guessing.
@@ -176,16 +176,16 @@ impl CreateService {
         stopped: &mut bool,
         deadline: Instant,
     ) -> Result<(), CreateError> {
-        let running = patiently(self.away(), || client.container_status(node, instance.vmid)).await?.status
-            == "running";
+        let at = instance.at(node);
+        let running = patiently(self.away(), || client.guest_status(&at)).await?.status == "running";
         // A newer attempt may have made this guest its own while we were held up.
         if !ledger::is_current(&self.db, fence).await? {
             return Err(fence.lost().into());
         }
         let outcome = if running && !*stopped {
-            client.stop_container(node, instance.vmid).await
+            client.power(&at, Power::Stop).await
         } else {
-            client.destroy_container(node, instance.vmid).await
+            client.destroy_guest(&at).await
         };
         match outcome {
             Outcome::Done(task) => {

@@ -217,18 +217,18 @@ impl CreateService {
     ) -> Result<(Guest, String), PveError> {
         let node = &instance.spec.node_name;
         let tag = instance.tag();
-        if let Some(config) = client.container_config(node, instance.vmid).await? {
+        if let Some(config) = client.guest_config(&instance.at(node)).await? {
             return Ok((read_guest(&config, &tag, node), node.clone()));
         }
         let guests = client.guests().await?;
         for guest in guests.iter().filter(|guest| guest.vmid == Some(i64::from(instance.vmid))) {
-            if guest.kind != "lxc" {
+            if guest.kind != instance.spec.kind.segment() {
                 let name = guest.name.as_deref().unwrap_or("without a name");
                 let who = format!("guest `{name}` ({}) on {}", guest.kind, guest.node);
                 return Ok((Guest::Foreign(who), guest.node.clone()));
             }
             // The list lags: what it still shows may be gone.
-            if let Some(config) = client.container_config(&guest.node, instance.vmid).await? {
+            if let Some(config) = client.guest_config(&instance.at(&guest.node)).await? {
                 return Ok((read_guest(&config, &tag, &guest.node), guest.node.clone()));
             }
         }

@@ -141,6 +141,8 @@ pub enum Verdict {
     Retry,
     /// Try again after this long.
     RetryAfter(Duration),
+    /// Nothing went wrong: come back after this long, without using an attempt.
+    Wait(Duration),
     /// Never try again.
     Never,
 }
@@ -170,24 +172,43 @@ impl CreateError {
             | Self::UnknownRegion { .. }
             | Self::VmidTaken { .. }
             | Self::AddressTaken { .. } => Verdict::Never,
-            // Wrong credentials would only be refused again, 3 s later each time.
-            Self::Pve(error) if error.class.is_configuration() => Verdict::Never,
-            Self::Pve(error) if matches!(error.class, Class::BadParameter | Class::NotImplemented) => {
-                Verdict::Never
-            }
-            // Another attempt has taken over; whatever this one says is not heard.
-            Self::Db(DbError::Fenced { .. }) => Verdict::Retry,
-            Self::Db(_) => Verdict::RetryAfter(Duration::from_secs(5)),
+            Self::Pve(error) => of_proxmox(error),
+            Self::Db(error) => of_database(error),
             Self::NoCapacity { .. }
             | Self::NoFreeVmid(_)
             | Self::NoFreeAddress(_)
             | Self::NodeUrl { .. }
             | Self::NodeGone(_)
-            | Self::Pve(_)
             | Self::TaskFailed { .. }
             | Self::NotYet { .. }
             | Self::GivenUp { .. } => Verdict::Retry,
         }
+    }
+}
+
+/// What the queue is to do about a failed call.
+pub(super) fn of_proxmox(error: &PveError) -> Verdict {
+    // Wrong credentials would only be refused again, 3 s later each time.
+    let lasting = error.class.is_configuration()
+        || matches!(
+            error.class,
+            Class::BadParameter
+                | Class::NotImplemented
+                | Class::NotRunning
+                | Class::Protected
+                | Class::SnapshotExists
+                | Class::NoSnapshots
+                | Class::StorageMissing
+        );
+    if lasting { Verdict::Never } else { Verdict::Retry }
+}
+
+/// What the queue is to do about a failed statement.
+pub(super) fn of_database(error: &DbError) -> Verdict {
+    match error {
+        // Another attempt has taken over; whatever this one says is not heard.
+        DbError::Fenced { .. } => Verdict::Retry,
+        DbError::Sql { .. } => Verdict::RetryAfter(Duration::from_secs(5)),
     }
 }
 

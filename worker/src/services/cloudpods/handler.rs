@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{
-    Before, CreateError, CreateResult, CreateService, JobRef, Progress, Step, Verdict,
+    Before, CreateResult, CreateService, JobRef, Progress, Step, Verdict,
     json::{self as lenient, Payload},
 };
 
@@ -62,29 +62,40 @@ impl Handler for CreateHandler {
         tokio::select! {
             // cancel-safe: the creation may be dropped at any point.
             () = ctx.cancelled().cancelled() => {
-                Err(JobError::retry("the worker stopped in mid-creation; the next attempt goes on from there"))
+                Err(stopped())
             }
-            result = Box::pin(both) => result.map_err(job_error),
+            result = Box::pin(both) => {
+                result.map_err(|error| verdict_error(error.verdict(), error))
+            }
         }
     }
 
     async fn on_failed(&self, ctx: &JobContext, cause: FinalCause, reason: &str) -> Result<(), BoxError> {
         let payload: Value = lenient::read(ctx.data_json()).unwrap_or(Value::Null);
-        let before = match cause {
-            FinalCause::NeverRetry | FinalCause::Exhausted | FinalCause::Cancelled => Before::Ran,
-            FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
-        };
         tracing::info!(job = %ctx.id(), ?cause, reason, "creation failed for good");
         let job = job_ref(ctx);
         tokio::select! {
             // cancel-safe: it may run twice, and goes on where it was.
             () = ctx.cancelled().cancelled() => Err("the worker stopped, or lost the job, in mid-clean-up".into()),
-            failed = Box::pin(self.service.fail(&job, before, &payload, reason)) => Ok(failed?),
+            failed = Box::pin(self.service.fail(&job, before(cause), &payload, reason)) => Ok(failed?),
         }
     }
 }
 
-fn job_ref(ctx: &JobContext) -> JobRef {
+/// What the engine is told when the worker stops in the middle of a job.
+pub(super) fn stopped() -> JobError {
+    JobError::retry("the worker stopped in the middle of it; the next attempt goes on from there")
+}
+
+/// Whether the job's handler ran in the attempt that failed.
+pub(super) fn before(cause: FinalCause) -> Before {
+    match cause {
+        FinalCause::NeverRetry | FinalCause::Exhausted | FinalCause::Cancelled => Before::Ran,
+        FinalCause::BadPayload | FinalCause::Deferred => Before::NeverRan,
+    }
+}
+
+pub(super) fn job_ref(ctx: &JobContext) -> JobRef {
     JobRef {
         queue: ctx.queue().to_string(),
         job_id: stored_id(ctx.id().as_str()),
@@ -110,11 +121,19 @@ fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn job_error(error: CreateError) -> JobError {
+/// An error as the engine takes it.
+pub(super) fn verdict_error(
+    verdict: Verdict,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> JobError {
     let reason = error.to_string();
-    let job_error = match error.verdict() {
+    let job_error = match verdict {
         Verdict::Retry => JobError::retry(reason),
         Verdict::RetryAfter(delay) => JobError::retry_after(delay, reason),
+        Verdict::Wait(delay) => {
+            tracing::debug!(reason, "put off");
+            JobError::snooze(delay)
+        }
         Verdict::Never => JobError::never(reason),
     };
     job_error.because(error)

@@ -9,7 +9,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::plan::ownership_tag;
-use crate::adapters::{db::pods::InstanceRow, proxmox::ContainerSpec};
+use crate::adapters::{
+    db::pods::InstanceRow,
+    proxmox::{ContainerSpec, GuestAt, GuestKind},
+};
 
 /// What the guest is to be; `fleet_pods.spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,30 @@ pub struct InstanceSpec {
     /// The VMID that had to be given up before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<i32>,
+    /// What it is; records of older versions know containers only.
+    #[serde(default = "container", with = "kind_word")]
+    pub kind: GuestKind,
+}
+
+fn container() -> GuestKind {
+    GuestKind::Lxc
+}
+
+/// The kind as the API's word.
+mod kind_word {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::GuestKind;
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(kind: &GuestKind, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(kind.segment())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GuestKind, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        GuestKind::of_segment(&word).ok_or_else(|| D::Error::custom(format!("`{word}` is no kind of guest")))
+    }
 }
 
 /// How the guest gets its address.
@@ -89,6 +116,12 @@ impl Instance {
     #[must_use]
     pub fn tag(&self) -> String {
         ownership_tag(self.row.pod_id)
+    }
+
+    /// Its guest, on a node.
+    #[must_use]
+    pub fn at(&self, node: &str) -> GuestAt {
+        GuestAt { node: node.to_owned(), kind: self.spec.kind, vmid: self.vmid }
     }
 
     /// The request that makes its guest.
@@ -175,6 +208,7 @@ pub(super) mod tests {
             pool: None,
             net,
             moved_from: None,
+            kind: GuestKind::Lxc,
         };
         let pod_id = Uuid::from_u128(0x5f0c_1a52_6a43_4b7e_9a51_2b1f_5d0c_7e11);
         let row = InstanceRow {

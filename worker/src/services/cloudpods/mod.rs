@@ -1,5 +1,5 @@
-//! CloudPods: from a job in `cloudpods-create` to a running container and the
-//! rows that say so.
+//! CloudPods: from a job in one of the `cloudpods-*` queues to a guest that is
+//! as it should be, and the rows that say so.
 //!
 //! | file | subject |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | `defaults`, `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `sites` | which Proxmox answers for which node |
+//! | `operation` | what is done to pods that exist |
 //! | `handler` | the glue to the engine |
 //!
 //! Every step may be interrupted by a crash and is entered again by the same
@@ -22,6 +23,7 @@ mod error;
 mod handler;
 pub mod instance;
 mod json;
+pub mod operation;
 pub mod payload;
 pub mod placement;
 pub mod plan;
@@ -48,7 +50,7 @@ pub use self::{
 };
 use crate::{
     adapters::db::{
-        self, DbError, jobs,
+        self, DbError, changes, jobs,
         jobs::Adopted,
         ledger::{self, Fence},
         pods::{self, Retired},
@@ -277,12 +279,19 @@ impl CreateService {
     }
 }
 
-/// Brings job rows up to date that mPanel inserted late. Run it every few seconds.
+/// Brings rows up to date that mPanel's routes wrote late: they enqueue first.
+/// Run it every few seconds.
 ///
 /// # Errors
 /// [`DbError`]; harmless, the next run does it.
 pub async fn reconcile_late_rows(db: &PgPool) -> Result<u64, DbError> {
-    jobs::reconcile_late_rows(db, CREATE_QUEUE, KIND).await
+    let mut mended = jobs::reconcile_late_rows(db, CREATE_QUEUE, KIND).await?;
+    for operation in operation::Operation::ALL {
+        if let Some(kind) = operation.row_kind() {
+            mended += jobs::reconcile_late_rows(db, operation.queue(), kind).await?;
+        }
+    }
+    Ok(mended + changes::repair_deleted(db).await?)
 }
 
 fn readable(row: pods::InstanceRow) -> Result<Instance, CreateError> {

@@ -82,7 +82,7 @@ pub fn read_guest(config: &GuestConfig, tag: &str, place: &str) -> Guest {
     } else if in_creation && tags.is_empty() {
         Guest::HalfMade
     } else {
-        let name = config.hostname.as_deref().unwrap_or("without a name");
+        let name = config.any_name().unwrap_or("without a name");
         Guest::Foreign(format!("guest `{name}` on {place}"))
     }
 }
@@ -168,8 +168,7 @@ mod tests {
             lock: lock.map(str::to_owned),
             tags: tags.map(str::to_owned),
             hostname: Some("h".to_owned()),
-            digest: None,
-            protection: false,
+            ..GuestConfig::default()
         }
     }
 

@@ -24,6 +24,7 @@ use crate::adapters::db::{
     pods::{self, InstanceRow, NewPod},
     pools::{self, Taken},
 };
+use crate::adapters::proxmox::GuestKind;
 
 /// How often a transaction that met another is run again.
 const CONFLICT_TRIES: u32 = 5;
@@ -126,6 +127,7 @@ impl CreateService {
             pool: self.defaults.pool.clone(),
             net,
             moved_from: wanted.moved_from,
+            kind: GuestKind::Lxc,
         };
         let row = InstanceRow {
             pod_id,

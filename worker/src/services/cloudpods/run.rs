@@ -20,7 +20,7 @@ use crate::adapters::{
         ledger::{self, Fence},
         pods, quota,
     },
-    proxmox::{Class, Outcome, PveClient, TaskEnd, Upid, first_address},
+    proxmox::{Class, Outcome, Power, PveClient, TaskEnd, Upid, first_address},
 };
 
 /// How long a finished creation may keep its lock.
@@ -67,7 +67,7 @@ impl CreateService {
         let mut starts = 0;
         let mut last_failure = None;
         loop {
-            if client.container_status(node, instance.vmid).await?.status == "running" {
+            if client.guest_status(&instance.at(node)).await?.status == "running" {
                 return self.done(fence, instance, Step::Start, None).await;
             }
             if let Some(failure) = last_failure.take()
@@ -85,7 +85,7 @@ impl CreateService {
                         let again = soon_again(crate::adapters::proxmox::classify_text(&text));
                         let failure =
                             CreateError::TaskFailed { task: "vzstart", vmid: instance.vmid, text, log };
-                        if client.container_status(node, instance.vmid).await?.status == "running" {
+                        if client.guest_status(&instance.at(node)).await?.status == "running" {
                             continue;
                         }
                         if !again {
@@ -117,7 +117,7 @@ impl CreateService {
     ) -> Result<Sent, CreateError> {
         let (generation, step) = (instance.row.generation, Step::Start.as_str());
         ledger::record_sent(&self.db, fence, generation, step, &instance.spec_hash()).await?;
-        match client.start_container(node, instance.vmid).await {
+        match client.power(&instance.at(node), Power::Start).await {
             Outcome::Done(upid) => {
                 ledger::record_step(&self.db, fence, generation, step, "sent", Some(upid.as_str()), None)
                     .await?;
@@ -159,7 +159,7 @@ impl CreateService {
         let deadline = Instant::now() + self.defaults.address_wait;
         let mut pause = Duration::from_millis(250);
         loop {
-            match client.container_interfaces(node, instance.vmid).await {
+            match client.guest_interfaces(&instance.at(node)).await {
                 Ok(interfaces) => {
                     if let Some(address) = first_address(&interfaces) {
                         return Ok(address.to_string());
@@ -206,8 +206,13 @@ impl CreateService {
         ledger::insert_effect(&mut tx, fence, EFFECT, &value).await?;
         pods::activate(&mut tx, row, ip).await?;
         let int = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        quota::add_used(&mut tx, row.tenant_id, int(spec.cores), int(spec.memory_mb), int(spec.disk_gb))
-            .await?;
+        let used = quota::Change {
+            pods: 1,
+            cores: int(spec.cores),
+            memory_mb: int(spec.memory_mb),
+            disk_gb: int(spec.disk_gb),
+        };
+        quota::change_used(&mut tx, row.tenant_id, used).await?;
         let moved = moved_from
             .map_or_else(String::new, |vmid| format!("; VMID {vmid} had to be given up and is quarantined"));
         let message = format!(

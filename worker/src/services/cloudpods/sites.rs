@@ -12,7 +12,7 @@ use super::{
 use crate::{
     adapters::{
         db::nodes::NodeRecord,
-        proxmox::{GuestRow, NodeRow, Pve, PveClient, PveError},
+        proxmox::{GuestAt, GuestKind, GuestRow, NodeRow, Pve, PveClient, PveError},
     },
     config::{ProxmoxConfig, proxmox::base_url},
 };
@@ -33,6 +33,8 @@ pub struct Survey {
     nodes: BTreeMap<String, Vec<NodeRow>>,
     /// All guests, with the API that told of them.
     pub guests: Vec<(Url, GuestRow)>,
+    /// Whether an API did not answer.
+    partial: bool,
 }
 
 impl Sites {
@@ -81,6 +83,7 @@ impl Sites {
                 }
                 Err(error) => {
                     tracing::warn!(api = %base, %error, "a Proxmox API does not answer; its nodes are passed over");
+                    survey.partial = true;
                     // Wrong credentials matter more than an API that is away.
                     if first_error.as_ref().is_none_or(|known: &PveError| !known.class.is_configuration()) {
                         first_error = Some(error);
@@ -141,7 +144,14 @@ impl Sites {
             if guest.vmid != Some(i64::from(vmid)) {
                 continue;
             }
-            if guest.kind == "lxc" && self.at(base).container_config(&guest.node, vmid).await?.is_none() {
+            let at = GuestKind::of_segment(&guest.kind).map(|kind| GuestAt {
+                node: guest.node.clone(),
+                kind,
+                vmid,
+            });
+            if let Some(at) = at
+                && self.at(base).guest_config(&at).await?.is_none()
+            {
                 continue;
             }
             let name = guest.name.as_deref().unwrap_or("without a name");
@@ -152,6 +162,12 @@ impl Sites {
 }
 
 impl Survey {
+    /// Whether an API did not answer, so that absence proves nothing.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// The VMIDs of all guests.
     #[must_use]
     pub fn vmids(&self) -> Vec<i32> {

@@ -1,0 +1,324 @@
+//! How pods are: one by one, or all of them by one question to each cluster.
+//! Reads only; what is written are `last_health_*` and events.
+
+use std::collections::HashMap;
+
+use mpanel_protocol::payload::cloudpods::HealthTrigger;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{EFFECT, OpError, OperationService, Target, find::Seen};
+use crate::adapters::{
+    db::{
+        self, changes,
+        ledger::{self, Fence},
+        nodes,
+        operations::{self, PodRecord},
+        pods,
+    },
+    proxmox::{GuestAt, GuestKind, PveClient, PveError, Usage, first_address},
+};
+
+const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1_073_741_824.0;
+/// From these shares on, per cent, a pod is in want of something.
+const CPU_PCT: f64 = 95.0;
+const MEM_PCT: f64 = 95.0;
+const DISK_PCT: f64 = 90.0;
+
+/// A pod's health, with mPanel's fields.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Health {
+    vmid: i32,
+    hostname: String,
+    /// `running`, `stopped`, `paused`, `missing`, `unknown`.
+    status: String,
+    ip: Option<String>,
+    cpu_pct: f64,
+    mem_mb: f64,
+    mem_max_mb: f64,
+    mem_pct: f64,
+    disk_gb: f64,
+    disk_max_gb: f64,
+    disk_pct: f64,
+    uptime_sec: i64,
+    healthy: bool,
+    issues: Vec<String>,
+}
+
+impl Health {
+    /// Judges what was seen of a pod; `at_rest` is one whose owner has stopped it.
+    fn of(pod: &PodRecord, status: &str, usage: Usage, at_rest: bool) -> Self {
+        let share = |used: Option<i64>, most: Option<i64>| match (used, most) {
+            (Some(used), Some(most)) if most > 0 => percent(number(Some(used)) / number(Some(most))),
+            _ => 0.0,
+        };
+        let mut health = Self {
+            vmid: pod.vmid,
+            hostname: pod.hostname.clone(),
+            status: status.to_owned(),
+            ip: pod.ip.clone(),
+            cpu_pct: percent(usage.cpu.unwrap_or_default()),
+            mem_mb: rounded(number(usage.mem) / MIB),
+            mem_max_mb: rounded(number(usage.maxmem) / MIB),
+            mem_pct: share(usage.mem, usage.maxmem),
+            disk_gb: rounded(number(usage.disk) / GIB),
+            disk_max_gb: rounded(number(usage.maxdisk) / GIB),
+            disk_pct: share(usage.disk, usage.maxdisk),
+            uptime_sec: usage.uptime.unwrap_or_default(),
+            healthy: false,
+            issues: Vec::new(),
+        };
+        match status {
+            "running" => {
+                for (what, share, limit) in [
+                    ("cpu", health.cpu_pct, CPU_PCT),
+                    ("memory", health.mem_pct, MEM_PCT),
+                    ("disk", health.disk_pct, DISK_PCT),
+                ] {
+                    if share >= limit {
+                        health.issues.push(format!("{what} at {share} %"));
+                    }
+                }
+            }
+            "stopped" | "paused" if at_rest => {}
+            "unknown" => health.issues.push("its node does not answer".to_owned()),
+            "missing" => health.issues.push("no guest on Proxmox".to_owned()),
+            status => health.issues.push(format!("is {status}")),
+        }
+        health.healthy = health.issues.is_empty();
+        health
+    }
+
+    /// mPanel's word. A node that does not answer says nothing about the pod.
+    fn level(&self) -> &'static str {
+        match (self.healthy, self.status.as_str()) {
+            (true, _) => "ok",
+            (false, "running" | "unknown") => "warning",
+            (false, _) => "critical",
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "bytes of a guest are below 2^52")]
+fn number(value: Option<i64>) -> f64 {
+    value.unwrap_or_default() as f64
+}
+
+fn rounded(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
+fn percent(share: f64) -> f64 {
+    rounded((share * 100.0).clamp(0.0, 999.99))
+}
+
+impl OperationService {
+    pub(super) async fn health(
+        &self,
+        fence: &Fence,
+        target: Target,
+        trigger: HealthTrigger,
+    ) -> Result<Value, OpError> {
+        let mut tx = db::begin(&self.db).await?;
+        ledger::hold_fence(&mut tx, fence).await?;
+        let pod = self.target(&mut tx, target).await?;
+        let row = operations::instance_of(&mut tx, pod.id).await?;
+        let in_our_books = operations::is_in_our_books(&mut tx, pod.id).await?;
+        db::commit(tx).await?;
+        if pod.deleted {
+            let status = "deleted".to_owned();
+            return Err(OpError::NotActive { pod: pod.id, status, what: "a health check" });
+        }
+        let at_rest = changes::not_to_run(&self.db).await?.contains(&pod.id);
+        let instance = row.and_then(|row| super::Instance::of(row).ok());
+        let health = self.look_after(pod.clone(), instance, in_our_books, fence, at_rest).await?;
+        let result = json!({ "success": true, "health": health });
+        let level = health.level();
+        let message = if health.healthy {
+            format!("CloudPod {} is well ({})", pod.hostname, health.status)
+        } else {
+            format!("CloudPod {}: {}", pod.hostname, health.issues.join("; "))
+        };
+        let data = json!({ "health": health, "level": level, "triggeredBy": trigger.as_str(), "jobId": fence.job_id });
+        let mut tx = db::begin(&self.db).await?;
+        ledger::hold_fence(&mut tx, fence).await?;
+        ledger::insert_effect(&mut tx, fence, EFFECT, &result).await?;
+        changes::set_health(&mut tx, &[pod.id], &[level]).await?;
+        pods::event(&mut tx, pod.tenant_id, Some(pod.id), "HEALTH_CHECK", &message, &data).await?;
+        ledger::note_outcome(&mut tx, fence, Ok(&result)).await?;
+        db::commit(tx).await?;
+        Ok(result)
+    }
+
+    /// Looks at one pod. An API or node that is away is an answer too.
+    async fn look_after(
+        &self,
+        pod: PodRecord,
+        instance: Option<super::Instance>,
+        in_our_books: bool,
+        fence: &Fence,
+        at_rest: bool,
+    ) -> Result<Health, OpError> {
+        let begun = operations::Begun {
+            pod_id: pod.id,
+            prior_status: pod.status.clone(),
+            prior_cores: pod.cores,
+            prior_memory_mb: pod.memory_mb,
+            began_ms: 0,
+            age_s: 0.0,
+        };
+        let operation = super::Operation::Health;
+        let fence = fence.clone();
+        let work = super::Work {
+            service: self,
+            operation,
+            fence,
+            pod,
+            instance,
+            in_our_books,
+            begun,
+            requested_by: None,
+        };
+        let seen = match work.find().await {
+            Ok((Some(client), Seen::Ours(at, _))) => look(&client, &at).await.map(Some),
+            Ok((_, Seen::Foreign(by))) => return Err(OpError::Foreign { vmid: work.pod.vmid, by }),
+            Ok(_) => Ok(None),
+            Err(OpError::Pve(error)) => Err(error),
+            Err(OpError::NotYet { .. }) => {
+                return Ok(Health::of(&work.pod, "unknown", Usage::default(), at_rest));
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(match seen {
+            Ok(Some((status, usage, ip))) => {
+                let mut health = Health::of(&work.pod, &status, usage, at_rest);
+                health.ip = ip.or(health.ip);
+                health
+            }
+            Ok(None) => Health::of(&work.pod, "missing", Usage::default(), false),
+            Err(error) if error.class.is_configuration() => return Err(error.into()),
+            Err(_) => Health::of(&work.pod, "unknown", Usage::default(), at_rest),
+        })
+    }
+
+    /// All active pods, by one question to each API; written in one statement.
+    pub(super) async fn sweep(&self) -> Result<Value, OpError> {
+        let active = operations::active_pods(&self.db).await?;
+        if active.is_empty() {
+            return Ok(json!({ "success": true, "total": 0, "healthy": 0 }));
+        }
+        let at_rest = changes::not_to_run(&self.db).await?;
+        let survey = self.sites.survey(&nodes::all(&self.db).await?).await?;
+        let guests: HashMap<i64, _> =
+            survey.guests.iter().filter_map(|(_, guest)| Some((guest.vmid?, guest))).collect();
+        let found: Vec<(&PodRecord, Health)> = active
+            .iter()
+            .map(|pod| {
+                let rests = at_rest.contains(&pod.id);
+                let health = match guests.get(&i64::from(pod.vmid)) {
+                    Some(guest) => {
+                        let status = guest.status.as_deref().unwrap_or("unknown");
+                        Health::of(pod, status, guest.usage, rests)
+                    }
+                    None if survey.is_partial() => Health::of(pod, "unknown", Usage::default(), rests),
+                    None => Health::of(pod, "missing", Usage::default(), false),
+                };
+                (pod, health)
+            })
+            .collect();
+        let healthy = found.iter().filter(|(_, health)| health.healthy).count();
+        let ids: Vec<_> = found.iter().map(|(pod, _)| pod.id).collect();
+        // mPanel's sweep knows two words only.
+        let levels: Vec<_> =
+            found.iter().map(|(_, health)| if health.healthy { "ok" } else { "warning" }).collect();
+        let mut tx = db::begin(&self.db).await?;
+        changes::set_health(&mut tx, &ids, &levels).await?;
+        for (pod, health) in found.iter().filter(|(_, health)| !health.healthy) {
+            let message = format!("CloudPod {}: {}", pod.hostname, health.issues.join("; "));
+            let data = json!({ "health": health, "level": "warning", "triggeredBy": "schedule" });
+            pods::event(&mut tx, pod.tenant_id, Some(pod.id), "HEALTH_CHECK", &message, &data).await?;
+        }
+        db::commit(tx).await?;
+        Ok(json!({ "success": true, "total": found.len(), "healthy": healthy }))
+    }
+}
+
+/// Status, usage and address of a guest.
+async fn look(client: &PveClient, at: &GuestAt) -> Result<(String, Usage, Option<String>), PveError> {
+    let status = client.guest_status(at).await?;
+    let ip = match client.guest_interfaces(at).await {
+        Ok(interfaces) if status.status == "running" => first_address(&interfaces).map(|ip| ip.to_string()),
+        // A guest that shows none has none to show.
+        _ => None,
+    };
+    let word =
+        if at.kind == GuestKind::Vm && status.is_paused() { "paused".to_owned() } else { status.status };
+    Ok((word, status.usage, ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn pod() -> PodRecord {
+        PodRecord {
+            id: Uuid::nil(),
+            tenant_id: Uuid::nil(),
+            vmid: 121,
+            hostname: "shop".to_owned(),
+            status: "active".to_owned(),
+            deleted: false,
+            ip: Some("10.0.0.5".to_owned()),
+            cores: 2,
+            memory_mb: 2048,
+            disk_gb: 20,
+        }
+    }
+
+    #[test]
+    fn each_state_has_its_word() {
+        let full = Usage { mem: Some(990), maxmem: Some(1000), ..Usage::default() };
+        for (status, usage, at_rest, level) in [
+            ("running", Usage::default(), false, "ok"),
+            ("running", full, false, "warning"),
+            ("unknown", Usage::default(), false, "warning"),
+            ("stopped", Usage::default(), false, "critical"),
+            ("stopped", Usage::default(), true, "ok"),
+            ("missing", Usage::default(), false, "critical"),
+        ] {
+            let health = Health::of(&pod(), status, usage, at_rest);
+            assert_eq!(health.level(), level, "{status} {at_rest}");
+            assert_eq!(health.healthy, level == "ok");
+        }
+    }
+
+    #[test]
+    fn the_fields_are_mpanels() {
+        let value = serde_json::to_value(Health::of(&pod(), "running", Usage::default(), false)).unwrap();
+        let mut names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "cpuPct",
+                "diskGb",
+                "diskMaxGb",
+                "diskPct",
+                "healthy",
+                "hostname",
+                "ip",
+                "issues",
+                "memMaxMb",
+                "memMb",
+                "memPct",
+                "status",
+                "uptimeSec",
+                "vmid"
+            ]
+        );
+    }
+}
