@@ -4,6 +4,7 @@
 // Each test binary uses a part of it, and none exports anything.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by several test binaries")]
 
+pub mod operations;
 pub mod stage;
 
 use std::{

@@ -212,7 +212,8 @@ pub async fn insert_instance(
     sqlx::query(
         "INSERT INTO fleet_pods (pod_id, generation, tenant_id, cluster_id, node_id, vmid, kind, phase, spec,
                                  queue, job_id, fence)
-         VALUES ($1, $2, $3, $4, $5, $6, 'lxc', 'reserved', $7, $8, $9, $10)",
+         VALUES ($1, $2, $3, $4, $5, $6, CASE $7::jsonb ->> 'kind' WHEN 'qemu' THEN 'vm' ELSE 'lxc' END,
+                 'reserved', $7, $8, $9, $10)",
     )
     .bind(row.pod_id)
     .bind(row.generation)

@@ -126,11 +126,9 @@ impl CreateService {
             sleep(rest).await;
         }
         let mut tasks: Vec<Upid> = upid.into_iter().collect();
-        let node = &instance.spec.node_name;
         if unknown.is_some() {
             let since = started_s - 60;
-            let found =
-                patiently(self.away(), || client.find_tasks(node, instance.vmid, "vzcreate", since)).await?;
+            let found = patiently(self.away(), || self.creation_tasks(client, instance, since)).await?;
             tasks.extend(found.into_iter().filter(|task| !task.ended).map(|task| task.upid));
         }
         for task in tasks {

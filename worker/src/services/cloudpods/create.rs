@@ -17,7 +17,7 @@ use crate::adapters::{
         ledger::{self, Fence, StepRecord},
         pods,
     },
-    proxmox::{Class, Outcome, PveClient, PveError, TaskEnd, Upid, classify_text},
+    proxmox::{Class, FoundTask, GuestKind, Outcome, PveClient, PveError, TaskEnd, Upid, classify_text},
 };
 
 /// Proxmox extracts templates and allocates disks in this time, or the job is
@@ -79,7 +79,7 @@ impl CreateService {
                             continue;
                         }
                         return Err(CreateError::TaskFailed {
-                            task: "vzcreate",
+                            task: creation_task(instance),
                             vmid: instance.vmid,
                             text,
                             log,
@@ -100,6 +100,16 @@ impl CreateService {
             };
             let (task, found) = self.task_of(client, instance, &known).await?;
             match next_create(&guest, task, known.sent_ago(), self.settle) {
+                // Somebody's clone of the same template; perhaps ours.
+                Move::Watch if found.is_none() => {
+                    if Instant::now() > deadline {
+                        return Err(not_yet(
+                            instance,
+                            "its template is being cloned, and nobody knows by whom",
+                        ));
+                    }
+                    sleep(LOOK).await;
+                }
                 Move::Watch => {
                     let upid = found.as_ref().map(Upid::as_str);
                     self.note_create(fence, instance, "sent", upid).await?;
@@ -169,8 +179,12 @@ impl CreateService {
             return Ok((Task::None, None));
         };
         let since = record.started_at.timestamp() - SKEW_S;
-        let node = &instance.spec.node_name;
-        let tasks = client.find_tasks(node, instance.vmid, "vzcreate", since).await?;
+        let tasks = self.creation_tasks(client, instance, since).await?;
+        if instance.spec.kind == GuestKind::Vm {
+            // Such a task names the template, not the clone: one that runs may be ours.
+            let runs = tasks.iter().any(|task| !task.ended);
+            return Ok((if runs { Task::Running } else { Task::None }, None));
+        }
         let mut tasks = tasks.into_iter().filter(|task| !record.is_earlier(task.upid.as_str()));
         Ok(match tasks.next() {
             None => (Task::None, None),
@@ -192,8 +206,7 @@ impl CreateService {
         let step = Step::Create.as_str();
         ledger::record_sent(&self.db, fence, generation, step, &instance.spec_hash()).await?;
         pods::set_phase(&self.db, fence, instance.row.pod_id, generation, "creating").await?;
-        let container = instance.container(&fence.queue, &fence.job_id);
-        match client.create_container(&instance.spec.node_name, &container).await {
+        match self.request(fence, instance, client).await? {
             Outcome::Done(upid) => self.note_create(fence, instance, "sent", Some(upid.as_str())).await,
             // If an earlier request may have arrived, this may be its guest.
             Outcome::NotDone(error) if error.class == Class::Exists && may_have_been_sent => Ok(()),
@@ -206,6 +219,45 @@ impl CreateService {
                 tracing::warn!(vmid = instance.vmid, %error, "looking what became of the creation");
                 Ok(())
             }
+        }
+    }
+
+    /// The request itself.
+    async fn request(
+        &self,
+        fence: &Fence,
+        instance: &Instance,
+        client: &PveClient,
+    ) -> Result<Outcome<Upid>, CreateError> {
+        let (queue, job_id) = (&fence.queue, &fence.job_id);
+        Ok(match instance.spec.kind {
+            GuestKind::Lxc => {
+                let container = instance.container(queue, job_id);
+                client.create_container(&instance.spec.node_name, &container).await
+            }
+            GuestKind::Vm => {
+                let (template, node) = template_of(client, instance).await?;
+                client.clone_machine(&node, &instance.clone_of(template, queue, job_id)).await
+            }
+        })
+    }
+
+    /// Creation tasks of ours since a time; for a machine all clones of its template.
+    pub(super) async fn creation_tasks(
+        &self,
+        client: &PveClient,
+        instance: &Instance,
+        since_s: i64,
+    ) -> Result<Vec<FoundTask>, PveError> {
+        let kind = creation_task(instance);
+        if instance.spec.kind == GuestKind::Lxc {
+            return client.find_tasks(&instance.spec.node_name, instance.vmid, kind, since_s).await;
+        }
+        match template_of(client, instance).await {
+            Ok((template, node)) => client.find_tasks(&node, template, kind, since_s).await,
+            Err(CreateError::Pve(error)) => Err(error),
+            // Without a template nothing is being cloned from it.
+            Err(_) => Ok(Vec::new()),
         }
     }
 
@@ -291,6 +343,22 @@ impl CreateService {
         ledger::record_step(&self.db, fence, generation, step, state, upid, None).await?;
         Ok(())
     }
+}
+
+fn creation_task(instance: &Instance) -> &'static str {
+    match instance.spec.kind {
+        GuestKind::Lxc => "vzcreate",
+        GuestKind::Vm => "qmclone",
+    }
+}
+
+/// The template that a machine is cloned from, and the node that it is on.
+async fn template_of(client: &PveClient, instance: &Instance) -> Result<(u32, String), CreateError> {
+    let missing = || CreateError::VmTemplateMissing(instance.spec.template.clone());
+    let template: u32 = instance.spec.template.parse().map_err(|_| missing())?;
+    let guests = client.guests().await?;
+    let row = guests.into_iter().find(|row| row.vmid == Some(i64::from(template)) && row.kind == "qemu");
+    row.map(|row| (template, row.node)).ok_or_else(missing)
 }
 
 pub(super) fn not_yet(instance: &Instance, what: &str) -> CreateError {

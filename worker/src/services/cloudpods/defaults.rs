@@ -4,10 +4,12 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{CreateService, error::CreateError, payload::CreateSpec};
-use crate::adapters::db::pods;
+use crate::adapters::{db::pods, proxmox::GuestKind};
 
 /// What the blueprint and the configuration add to the payload.
 pub(super) struct Defaults {
+    pub(super) kind: GuestKind,
+    /// A container's template volume; the VMID of a machine's template.
     pub(super) template: String,
     pub(super) blueprint_id: Option<Uuid>,
 }
@@ -15,7 +17,7 @@ pub(super) struct Defaults {
 impl CreateService {
     /// Kind and template: payload, blueprint, configuration.
     pub(super) async fn defaults_of(&self, spec: &CreateSpec) -> Result<Defaults, CreateError> {
-        let mut template = self.defaults.template.clone();
+        let mut template = None;
         let mut kind = spec.kind.map(|kind| kind.as_str().to_owned());
         let mut blueprint_id = None;
         if let Some(name) = &spec.blueprint {
@@ -24,16 +26,25 @@ impl CreateService {
                 .ok_or_else(|| CreateError::UnknownBlueprint(name.clone()))?;
             blueprint_id = Some(id);
             if let Some(text) = text_of(&blueprint, id, "ostemplate")? {
-                template = text;
+                template = Some(text);
             }
             if let (None, Some(text)) = (&kind, text_of(&blueprint, id, "kind")?) {
                 kind = Some(text.to_ascii_lowercase());
             }
         }
-        if kind.is_some_and(|kind| kind != "lxc") {
-            return Err(CreateError::KindNotOffered);
-        }
-        Ok(Defaults { template, blueprint_id })
+        let kind = match kind.as_deref() {
+            None | Some("lxc") => GuestKind::Lxc,
+            Some("vm" | "qemu") => GuestKind::Vm,
+            Some(word) => return Err(CreateError::UnknownKind(word.to_owned())),
+        };
+        let template = match (kind, template) {
+            (_, Some(template)) => template,
+            (GuestKind::Lxc, None) => self.defaults.template.clone(),
+            (GuestKind::Vm, None) => {
+                self.defaults.vm_template_vmid.ok_or(CreateError::NoVmTemplate)?.to_string()
+            }
+        };
+        Ok(Defaults { kind, template, blueprint_id })
     }
 }
 

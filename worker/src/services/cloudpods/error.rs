@@ -42,9 +42,27 @@ pub enum CreateError {
         /// What is wrong.
         problem: String,
     },
-    /// Virtual machines are made by another version.
-    #[error("Invalid payload: kind vm is not offered: this version creates containers (kind lxc) only")]
-    KindNotOffered,
+    /// A kind of guest that there is not.
+    #[error("Invalid payload: kind {0} is neither lxc nor vm")]
+    UnknownKind(String),
+    /// Nobody said what machines are cloned from.
+    #[error(
+        "kind vm needs a template: set MPANEL_FLEET_CLOUDPODS__VM_TEMPLATE_VMID, or spec.ostemplate of the blueprint, to its VMID"
+    )]
+    NoVmTemplate,
+    /// The template of machines is not there.
+    #[error(
+        "VM template {0} is not on Proxmox (MPANEL_FLEET_CLOUDPODS__VM_TEMPLATE_VMID, or spec.ostemplate of the blueprint)"
+    )]
+    VmTemplateMissing(String),
+    /// The template's disk is larger than the pod's may be; disks never shrink.
+    #[error("Invalid payload: diskGb {wanted} is less than the {template} GiB of the VM template")]
+    TemplateTooBig {
+        /// What was wanted, GiB.
+        wanted: u32,
+        /// What the template has, GiB.
+        template: u32,
+    },
     /// No node is in that region.
     #[error("Invalid payload: region {region} is unknown; nodes are in: {}", if .known.is_empty() { "no region, as there are none".to_owned() } else { .known.join(", ") })]
     UnknownRegion {
@@ -168,7 +186,10 @@ impl CreateError {
             | Self::UnknownTenant(_)
             | Self::UnknownBlueprint(_)
             | Self::BadBlueprint { .. }
-            | Self::KindNotOffered
+            | Self::UnknownKind(_)
+            | Self::NoVmTemplate
+            | Self::VmTemplateMissing(_)
+            | Self::TemplateTooBig { .. }
             | Self::UnknownRegion { .. }
             | Self::VmidTaken { .. }
             | Self::AddressTaken { .. } => Verdict::Never,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::plan::ownership_tag;
 use crate::adapters::{
     db::pods::InstanceRow,
-    proxmox::{ContainerSpec, GuestAt, GuestKind},
+    proxmox::{CloneSpec, ContainerSpec, GuestAt, GuestKind},
 };
 
 /// What the guest is to be; `fleet_pods.spec`.
@@ -128,10 +128,6 @@ impl Instance {
     #[must_use]
     pub fn container(&self, queue: &str, job_id: &str) -> ContainerSpec {
         let spec = &self.spec;
-        let description = serde_json::json!({
-            "mpanelPod": self.row.pod_id, "generation": self.row.generation, "tenant": self.row.tenant_id,
-            "job": format!("{queue}/{job_id}"), "specHash": self.spec_hash(),
-        });
         ContainerSpec {
             vmid: self.vmid,
             ostemplate: spec.template.clone(),
@@ -142,8 +138,68 @@ impl Instance {
             rootfs: format!("{}:{}", spec.storage, spec.disk_gb),
             net0: self.net0(),
             pool: spec.pool.clone(),
-            tags: vec![self.tag(), format!("mpanel-gen-{}", self.row.generation)],
-            description: description.to_string(),
+            tags: self.tags(),
+            description: self.description(queue, job_id),
+        }
+    }
+
+    fn tags(&self) -> Vec<String> {
+        vec![self.tag(), format!("mpanel-gen-{}", self.row.generation)]
+    }
+
+    fn description(&self, queue: &str, job_id: &str) -> String {
+        let line = serde_json::json!({
+            "mpanelPod": self.row.pod_id, "generation": self.row.generation, "tenant": self.row.tenant_id,
+            "job": format!("{queue}/{job_id}"), "specHash": self.spec_hash(),
+        });
+        line.to_string()
+    }
+
+    /// The request that clones its machine. A machine's name is a DNS name, as host names are.
+    #[must_use]
+    pub fn clone_of(&self, template: u32, queue: &str, job_id: &str) -> CloneSpec {
+        let spec = &self.spec;
+        CloneSpec {
+            template,
+            vmid: self.vmid,
+            name: spec.hostname.clone(),
+            storage: spec.storage.clone(),
+            pool: spec.pool.clone(),
+            target: spec.node_name.clone(),
+            description: self.description(queue, job_id),
+        }
+    }
+
+    /// What a machine's configuration must say; a clone says what its template did.
+    #[must_use]
+    pub fn machine_config(&self) -> Vec<(&'static str, String)> {
+        let spec = &self.spec;
+        let mut net = format!(
+            "virtio={},bridge={}",
+            hardware_address(self.row.pod_id, self.row.generation),
+            spec.bridge
+        );
+        if let Some(vlan) = spec.vlan {
+            let _ = write!(net, ",tag={vlan}");
+        }
+        vec![
+            ("cores", spec.cores.to_string()),
+            ("memory", spec.memory_mb.to_string()),
+            ("net0", net),
+            ("ipconfig0", self.ip_config()),
+            ("agent", "1".to_owned()),
+            ("onboot", "1".to_owned()),
+            ("tags", self.tags().join(";")),
+        ]
+    }
+
+    fn ip_config(&self) -> String {
+        match &self.spec.net {
+            Net::Dhcp => "ip=dhcp".to_owned(),
+            Net::Static { ip, prefix, gateway } => {
+                let gateway = gateway.as_ref().map(|gateway| format!(",gw={gateway}")).unwrap_or_default();
+                format!("ip={ip}/{prefix}{gateway}")
+            }
         }
     }
 
@@ -156,15 +212,8 @@ impl Instance {
         if let Some(vlan) = self.spec.vlan {
             let _ = write!(net, ",tag={vlan}");
         }
-        match &self.spec.net {
-            Net::Dhcp => net.push_str(",ip=dhcp"),
-            Net::Static { ip, prefix, gateway } => {
-                let _ = write!(net, ",ip={ip}/{prefix}");
-                if let Some(gateway) = gateway {
-                    let _ = write!(net, ",gw={gateway}");
-                }
-            }
-        }
+        net.push(',');
+        net.push_str(&self.ip_config());
         net
     }
 

@@ -4,7 +4,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
-//! | `defaults`, `reserve`, `create`, `run`, `compensate` | carrying them out, step by step |
+//! | `defaults`, `reserve`, `create`, `configure`, `run`, `compensate` | carrying them out, step by step |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
@@ -17,6 +17,7 @@
 
 mod away;
 mod compensate;
+mod configure;
 mod create;
 mod defaults;
 mod error;
@@ -49,11 +50,14 @@ pub use self::{
     sites::Sites,
 };
 use crate::{
-    adapters::db::{
-        self, DbError, changes, jobs,
-        jobs::Adopted,
-        ledger::{self, Fence},
-        pods::{self, Retired},
+    adapters::{
+        db::{
+            self, DbError, changes, jobs,
+            jobs::Adopted,
+            ledger::{self, Fence},
+            pods::{self, Retired},
+        },
+        proxmox::GuestKind,
     },
     config::CloudpodsConfig,
 };
@@ -249,6 +253,10 @@ impl CreateService {
         let node = Box::pin(self.ensure_created(fence, instance, &client)).await?;
         progress(Step::Settle);
         self.settle(fence, instance, &client).await?;
+        if instance.spec.kind == GuestKind::Vm {
+            progress(Step::Configure);
+            Box::pin(self.configure(fence, instance, &client, &node)).await?;
+        }
         progress(Step::Start);
         Box::pin(self.start(fence, instance, &client, &node)).await?;
         progress(Step::Verify);

@@ -14,6 +14,8 @@ pub enum Step {
     Create,
     /// Its configuration has come to rest.
     Settle,
+    /// What a clone could not be given is set.
+    Configure,
     /// It is being started.
     Start,
     /// It runs and has its address.
@@ -30,6 +32,7 @@ impl Step {
             Self::Reserve => "reserve",
             Self::Create => "create",
             Self::Settle => "settle",
+            Self::Configure => "configure",
             Self::Start => "start",
             Self::Verify => "verify",
             Self::Commit => "commit",
@@ -43,6 +46,7 @@ impl Step {
             Self::Reserve => 0,
             Self::Create => 10,
             Self::Settle => 60,
+            Self::Configure => 65,
             Self::Start => 70,
             Self::Verify => 80,
             Self::Commit => 95,
@@ -76,8 +80,10 @@ pub enum Guest {
 #[must_use]
 pub fn read_guest(config: &GuestConfig, tag: &str, place: &str) -> Guest {
     let tags: BTreeSet<String> = tag_set(config.tags.as_deref());
-    let in_creation = config.lock.as_deref() == Some("create");
-    if tags.contains(tag) {
+    let in_creation = matches!(config.lock.as_deref(), Some("create" | "clone"));
+    // A clone takes no tags: until it has them its description says whose it is.
+    let described = config.description.as_deref().is_some_and(|text| is_described(text, tag));
+    if tags.contains(tag) || (tags.is_empty() && described) {
         Guest::Ours { in_creation }
     } else if in_creation && tags.is_empty() {
         Guest::HalfMade
@@ -85,6 +91,13 @@ pub fn read_guest(config: &GuestConfig, tag: &str, place: &str) -> Guest {
         let name = config.any_name().unwrap_or("without a name");
         Guest::Foreign(format!("guest `{name}` on {place}"))
     }
+}
+
+/// Whether the line that we write into descriptions names the pod of this tag.
+fn is_described(description: &str, tag: &str) -> bool {
+    let line: Option<serde_json::Value> = serde_json::from_str(description.trim()).ok();
+    line.and_then(|line| Some(ownership_tag(line.get("mpanelPod")?.as_str()?.parse().ok()?))).as_deref()
+        == Some(tag)
 }
 
 /// Our own creation task on that VMID.

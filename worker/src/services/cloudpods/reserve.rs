@@ -24,7 +24,6 @@ use crate::adapters::db::{
     pods::{self, InstanceRow, NewPod},
     pools::{self, Taken},
 };
-use crate::adapters::proxmox::GuestKind;
 
 /// How often a transaction that met another is run again.
 const CONFLICT_TRIES: u32 = 5;
@@ -127,7 +126,7 @@ impl CreateService {
             pool: self.defaults.pool.clone(),
             net,
             moved_from: wanted.moved_from,
-            kind: GuestKind::Lxc,
+            kind: defaults.kind,
         };
         let row = InstanceRow {
             pod_id,

@@ -20,7 +20,7 @@ use crate::adapters::{
         ledger::{self, Fence},
         pods, quota,
     },
-    proxmox::{Class, Outcome, Power, PveClient, TaskEnd, Upid, first_address},
+    proxmox::{Class, GuestKind, Outcome, Power, PveClient, TaskEnd, Upid, first_address},
 };
 
 /// How long a finished creation may keep its lock.
@@ -66,6 +66,10 @@ impl CreateService {
         let deadline = Instant::now() + START_DEADLINE;
         let mut starts = 0;
         let mut last_failure = None;
+        let task = match instance.spec.kind {
+            GuestKind::Lxc => "vzstart",
+            GuestKind::Vm => "qmstart",
+        };
         loop {
             if client.guest_status(&instance.at(node)).await?.status == "running" {
                 return self.done(fence, instance, Step::Start, None).await;
@@ -83,8 +87,7 @@ impl CreateService {
                 Sent::Task(upid) => match client.wait_task(&upid, deadline, self.settle).await? {
                     TaskEnd::Failed { text, log } => {
                         let again = soon_again(crate::adapters::proxmox::classify_text(&text));
-                        let failure =
-                            CreateError::TaskFailed { task: "vzstart", vmid: instance.vmid, text, log };
+                        let failure = CreateError::TaskFailed { task, vmid: instance.vmid, text, log };
                         if client.guest_status(&instance.at(node)).await?.status == "running" {
                             continue;
                         }

@@ -18,13 +18,23 @@ use crate::adapters::{
 
 /// The cluster's list lags: what was seen to be gone is looked for once more.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often one attempt looks.
+const ROUNDS_MAX: u32 = 20;
 /// A change of the configuration that meets another is made again.
 const CONFLICTS_MAX: u32 = 5;
 
 impl Work<'_> {
     pub(super) async fn destroy(&self, reason: Option<&str>) -> Result<Value, OpError> {
-        let mut absent = 0;
+        let (mut absent, mut rounds) = (0, 0);
         while absent < 2 {
+            rounds += 1;
+            if rounds > ROUNDS_MAX {
+                let vmid = u32::try_from(self.pod.vmid).unwrap_or_default();
+                return Err(OpError::NotYet {
+                    vmid,
+                    what: "it was destroyed, and is still there".to_owned(),
+                });
+            }
             match self.find().await? {
                 (_, Seen::Absent) => absent += 1,
                 (_, Seen::Foreign(by)) if !self.in_our_books || absent == 0 => {
@@ -44,6 +54,10 @@ impl Work<'_> {
                         self.errand(&client, &at, "stop", &Call::Power(Power::Stop)).await?;
                     }
                     self.errand(&client, &at, "destroy", &Call::Destroy).await?;
+                    if client.guest_config(&at).await?.is_some() {
+                        // Its task said that it was gone.
+                        self.note("destroy", "failed", None).await?;
+                    }
                 }
             }
             if absent < 2 {
