@@ -26,6 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const GET_TIMEOUT: Duration = Duration::from_secs(20);
 /// Proxmox's relay between nodes gives up after 30 s.
 const MUTATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest answer that is read, bytes: that of thousands of guests is shorter.
+const ANSWER_MAX: usize = 8 << 20;
 /// Below the server's 5 s, else reused connections die in mid-request.
 const POOL_IDLE: Duration = Duration::from_secs(3);
 
@@ -249,7 +251,12 @@ impl PveClient {
         url
     }
 
-    async fn answer(&self, method: &Method, path: &[&str], response: Response) -> Result<Value, PveError> {
+    async fn answer(
+        &self,
+        method: &Method,
+        path: &[&str],
+        mut response: Response,
+    ) -> Result<Value, PveError> {
         let status = response.status();
         let reason = response
             .extensions()
@@ -257,7 +264,14 @@ impl PveClient {
             .map(|phrase| String::from_utf8_lossy(phrase.as_bytes()).into_owned())
             .or_else(|| status.canonical_reason().map(str::to_owned))
             .unwrap_or_default();
-        let body = response.bytes().await.map_err(|error| self.network(method, path, &error))?;
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.network(method, path, &error))? {
+            if body.len() + chunk.len() > ANSWER_MAX {
+                let text = format!("the answer is longer than {} MiB; is this Proxmox?", ANSWER_MAX >> 20);
+                return Err(self.error(method, path, Class::BadAnswer, Some(status.as_u16()), text));
+            }
+            body.extend_from_slice(&chunk);
+        }
         let envelope = serde_json::from_slice::<Envelope>(&body);
         if status.is_success() {
             return envelope.map(|envelope| envelope.data).map_err(|error| {

@@ -98,7 +98,11 @@ impl CreateService {
                 Ok(seen) => seen,
                 Err(error) => return Err(self.node_trouble(instance, client, &known, error).await),
             };
-            let (task, found) = self.task_of(client, instance, &known).await?;
+            let (mut task, found) = self.task_of(client, instance, &known).await?;
+            if found.is_none() && guest == (Guest::Ours { in_creation: false }) {
+                // Whatever runs is not about this guest: it is whole.
+                task = Task::Ended;
+            }
             match next_create(&guest, task, known.sent_ago(), self.settle) {
                 // Somebody's clone of the same template; perhaps ours.
                 Move::Watch if found.is_none() => {

@@ -4,10 +4,8 @@
 
 use serde_json::Value;
 
-use super::{
-    super::{instance::Instance, storable},
-    EFFECT, OpError, Operation, OperationService, Target, Work,
-};
+use super::super::{instance::Instance, storable};
+use super::{EFFECT, OpError, Operation, OperationService, Target, Work};
 use crate::adapters::db::{
     self, Tx, changes,
     jobs::{self, Adopted},

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::super::{Before, JobRef, storable};
 use super::{
-    super::{Before, JobRef, storable},
     EFFECT, OpError, Operation, OperationService, Work,
     request::{self, Request},
 };

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{
-    super::plan::{pause_before, soon_again},
-    OpError, Work,
-};
+use super::super::plan::{pause_before, soon_again};
+use super::{OpError, Work};
 use crate::adapters::{
     db::ledger::{self, StepRecord},
     proxmox::{

@@ -2,13 +2,11 @@
 
 use reqwest::Url;
 
-use super::{
-    super::{
-        plan::{Guest, ownership_tag, read_guest},
-        sites::Survey,
-    },
-    OpError, OperationService, Work,
+use super::super::{
+    plan::{Guest, ownership_tag, read_guest},
+    sites::Survey,
 };
+use super::{OpError, OperationService, Work};
 use crate::adapters::{
     db::{nodes, operations::PodRecord},
     proxmox::{GuestAt, GuestConfig, GuestKind, PveClient, PveError, tag_set},
@@ -101,11 +99,12 @@ impl Work<'_> {
             .map_err(|problem| OpError::NodeUrl { node: node.clone(), problem })?;
         let client = self.service.sites.at(&base);
         let kind = instance.spec.kind;
-        let here = look_at(&client, &self.pod, self.in_our_books, &node, kind).await;
         // A node that is down keeps its guests; one that was moved away is elsewhere.
-        if let Ok(Some(seen)) = here {
-            return Ok((Some(client), seen));
-        }
+        let here = match look_at(&client, &self.pod, self.in_our_books, &node, kind).await {
+            Ok(Some(seen)) => return Ok((Some(client), seen)),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         for guest in client.guests().await? {
             let elsewhere = guest.vmid == Some(i64::from(self.pod.vmid)) && guest.node != node;
             let Some(kind) = GuestKind::of_segment(&guest.kind).filter(|_| elsewhere) else { continue };

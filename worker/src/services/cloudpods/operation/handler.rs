@@ -6,13 +6,11 @@ use mpanel_engine::{
 };
 use serde_json::Value;
 
-use super::{
-    super::{
-        handler::{before, job_ref, stopped, verdict_error},
-        json::{self as lenient, Payload},
-    },
-    Operation, OperationService,
+use super::super::{
+    handler::{before, job_ref, stopped, verdict_error},
+    json::{self as lenient, Payload},
 };
+use super::{Operation, OperationService};
 
 /// Serves one queue of operations.
 #[derive(Debug, Clone)]

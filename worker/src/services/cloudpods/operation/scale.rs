@@ -7,18 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::super::{
+    instance::Instance,
+    quota::{self, Amount, Limits},
+    sites::Survey,
+};
 use super::{
-    super::{
-        instance::Instance,
-        quota::{self, Amount, Limits},
-        sites::Survey,
-    },
-    OpError, OperationService, Work,
-    action::PATIENCE_S,
-    end::Open,
-    errand::Call,
-    find::Seen,
-    request::Size,
+    OpError, OperationService, Work, action::PATIENCE_S, end::Open, errand::Call, find::Seen, request::Size,
 };
 use crate::adapters::{
     db::{
