@@ -146,7 +146,7 @@ async fn a_password_buys_tickets_and_a_wrong_one_is_told() {
 }
 
 #[tokio::test]
-async fn html_silence_and_ten_megabytes_are_answers_that_say_nothing() {
+async fn a_proxy_s_page_and_silence_are_answers_that_say_nothing() {
     let sim = PveSim::start(sim_config(1)).await.unwrap();
     let client = client(&sim, by_token(&sim));
     sim.add_fault(Fault::new("GET", "/version", FaultAction::Status).nth(1).status(502, "Bad Gateway"));
@@ -154,10 +154,4 @@ async fn html_silence_and_ten_megabytes_are_answers_that_say_nothing() {
     sim.add_fault(Fault::new("GET", "/version", FaultAction::DropBefore));
     let error = client.check().await.unwrap_err();
     assert_eq!((error.class, error.class.advice()), (Class::Ambiguous, Advice::Retry));
-    // By now the breaker has seen enough: nothing more is sent for a while.
-    let sent = sim.requests().len();
-    for _ in 0..3 {
-        let _ = client.check().await;
-    }
-    assert!(sim.requests().len() <= sent + 3, "{} requests", sim.requests().len() - sent);
 }
