@@ -51,7 +51,7 @@ run_proxmox() {
   sim=$!
   read -r _ url _ <"$out" || failed=1
   PVE_URL=$url PVE_TOKEN_ID=${token%=*} PVE_TOKEN_SECRET=${token#*=} \
-    "$TOOLS/proxmoxer/bin/python" -m pytest -q -p no:cacheprovider testkit/data/proxmox || failed=1
+    "$TOOLS/proxmoxer/bin/python" -B -m pytest -q -p no:cacheprovider -W ignore testkit/data/proxmox || failed=1
   kill "$sim" 2>/dev/null
   wait "$sim" 2>/dev/null
   return $failed
