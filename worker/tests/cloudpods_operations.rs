@@ -311,6 +311,7 @@ async fn a_cancelled_row_is_honoured_and_the_status_before_comes_back() {
     let reason = world.refused(Operation::Destroy, "d-2", &about(&pod, 121, json!({}))).await;
     assert!(reason.contains("missing privilege"), "{reason}");
     assert_eq!(world.one(PODS).await, "active false");
+    assert_eq!(world.sim.guest(121).unwrap().status, "running", "it was stopped for it");
     assert_eq!(world.quota_used().await, "1/2/2048/20");
     assert_eq!(world.one(LEASES).await, "0");
 }

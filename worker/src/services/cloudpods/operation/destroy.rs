@@ -90,6 +90,18 @@ impl Work<'_> {
         }
     }
 
+    /// A guest that was stopped to be destroyed, and could not be, runs again.
+    pub(super) async fn start_again(&self) -> Result<(), OpError> {
+        if self.step("stop").await?.is_none() {
+            return Ok(());
+        }
+        let (Some(client), Seen::Ours(at, _)) = self.find().await? else { return Ok(()) };
+        if client.guest_status(&at).await?.status == "stopped" {
+            self.errand(&client, &at, "undo-start", &Call::Power(Power::Start)).await?;
+        }
+        Ok(())
+    }
+
     async fn commit_destroyed(&self, reason: Option<&str>) -> Result<Value, OpError> {
         let pod = &self.pod;
         let result = json!({ "success": true, "vmid": pod.vmid });

@@ -1,9 +1,12 @@
 //! The rows that say how a job ended: its success in one transaction, once;
 //! its failure after what can be undone was undone.
 
-use serde_json::{Value, json};
+use std::time::Duration;
 
-use super::super::{Before, JobRef, storable};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::super::{Before, JobRef, instance::Instance, storable};
 use super::{
     EFFECT, OpError, Operation, OperationService, Work,
     request::{self, Request},
@@ -15,6 +18,9 @@ use crate::adapters::db::{
     operations, pods, quota,
 };
 
+/// How long undoing waits for a Proxmox that is away.
+const UNDO: Duration = Duration::from_secs(120);
+const UNDO_PAUSE: Duration = Duration::from_secs(2);
 /// Longest reason that goes into rows.
 const REASON_MAX: usize = 4000;
 
@@ -91,7 +97,7 @@ impl OperationService {
             tracing::warn!(job = %job.job_id, "the job is failed from outside, but its work is done and stays");
             return Ok(());
         }
-        let undone = if operation == Operation::Scale { self.unscale(&fence).await? } else { String::new() };
+        let undone = self.undo(operation, &fence).await?;
         let reason: String = reason.chars().filter(|c| *c != '\0').take(REASON_MAX).collect();
         let mut tx = db::begin(&self.db).await?;
         let record = ledger::hold_fence(&mut tx, &fence).await?;
@@ -157,12 +163,54 @@ impl OperationService {
         Ok(if has_guest { "active" } else { "failed" }.to_owned())
     }
 
-    /// What a job found when it began, outside a transaction of its end.
-    pub(super) async fn begun(&self, fence: &Fence) -> Result<Option<operations::Begun>, OpError> {
+    /// Undoes what a failed job did to the guest, and answers what the operator
+    /// must know.
+    async fn undo(&self, operation: Operation, fence: &Fence) -> Result<String, OpError> {
+        if !matches!(operation, Operation::Scale | Operation::Destroy) {
+            return Ok(String::new());
+        }
+        let Some(work) = self.resume(operation, fence).await? else { return Ok(String::new()) };
+        let give_up = Instant::now() + UNDO;
+        loop {
+            let undone = if operation == Operation::Scale {
+                Box::pin(work.put_back()).await
+            } else {
+                Box::pin(work.start_again()).await
+            };
+            match undone {
+                Ok(()) => return Ok(String::new()),
+                Err(error @ OpError::Db(_)) => return Err(error),
+                Err(OpError::Pve(cause)) if cause.class.is_transient() && Instant::now() < give_up => {
+                    sleep(UNDO_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::error!(vmid = work.pod.vmid, %error, "what a failed job did cannot be undone");
+                    return Ok(format!("; the guest may not be as it was: {error}"));
+                }
+            }
+        }
+    }
+
+    /// A job that has begun, taken up by what comes after its last attempt.
+    async fn resume(&self, operation: Operation, fence: &Fence) -> Result<Option<Work<'_>>, OpError> {
         let mut tx = db::begin(&self.db).await?;
         ledger::hold_fence(&mut tx, fence).await?;
-        let begun = operations::begun(&mut tx, fence).await?;
+        let Some(begun) = operations::begun(&mut tx, fence).await? else { return Ok(None) };
+        let pod = operations::lock_pod(&mut tx, begun.pod_id).await?;
+        let row = operations::instance_of(&mut tx, begun.pod_id).await?;
+        let in_our_books = operations::is_in_our_books(&mut tx, begun.pod_id).await?;
         db::commit(tx).await?;
-        Ok(begun)
+        let instance = row.and_then(|row| Instance::of(row).ok());
+        let fence = fence.clone();
+        Ok(pod.filter(|pod| !pod.deleted).map(|pod| Work {
+            service: self,
+            operation,
+            fence,
+            pod,
+            instance,
+            in_our_books,
+            begun,
+            requested_by: None,
+        }))
     }
 }

@@ -5,30 +5,22 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::super::{
     instance::Instance,
     quota::{self, Amount, Limits},
     sites::Survey,
 };
-use super::{
-    OpError, OperationService, Work, action::PATIENCE_S, end::Open, errand::Call, find::Seen, request::Size,
-};
+use super::{OpError, Work, action::PATIENCE_S, end::Open, errand::Call, find::Seen, request::Size};
 use crate::adapters::{
-    db::{
-        self, changes,
-        ledger::{self, Fence},
-        nodes, operations, quota as db_quota,
-    },
+    db::{self, changes, ledger, nodes, quota as db_quota},
     proxmox::{Class, GuestAt, GuestConfig, GuestKind, Outcome, Power, PveClient},
 };
 
 const MIB: i64 = 1 << 20;
 /// How often a change that meets another is made again.
 const CONFLICTS_MAX: u32 = 6;
-/// How long undoing waits for a Proxmox that is away.
-const UNDO: Duration = Duration::from_secs(120);
 /// Keys that a change of size touches.
 const KEYS: [&str; 2] = ["cores", "memory"];
 
@@ -213,44 +205,11 @@ async fn set_size(client: &PveClient, at: &GuestAt, size: Size) -> Result<(), Op
     Err(OpError::NotYet { vmid: at.vmid, what: "its configuration does not take the new size".to_owned() })
 }
 
-impl OperationService {
-    /// Undoes a change of size that has failed for good: the guest has its old
-    /// size and runs, if it ran. Answers what the operator must know. What cannot
-    /// be seen to be undone stays reserved.
-    pub(super) async fn unscale(&self, fence: &Fence) -> Result<String, OpError> {
-        let Some(begun) = self.begun(fence).await? else { return Ok(String::new()) };
-        let from = Size { cores: begun.prior_cores, memory_mb: begun.prior_memory_mb };
-        let mut tx = db::begin(&self.db).await?;
-        ledger::hold_fence(&mut tx, fence).await?;
-        let pod = operations::lock_pod(&mut tx, begun.pod_id).await?;
-        let row = operations::instance_of(&mut tx, begun.pod_id).await?;
-        let in_our_books = operations::is_in_our_books(&mut tx, begun.pod_id).await?;
-        db::commit(tx).await?;
-        let Some(pod) = pod.filter(|pod| !pod.deleted) else { return Ok(String::new()) };
-        let instance = row.and_then(|row| Instance::of(row).ok());
-        let operation = super::Operation::Scale;
-        let fence = fence.clone();
-        let work =
-            Work { service: self, operation, fence, pod, instance, in_our_books, begun, requested_by: None };
-        let give_up = Instant::now() + UNDO;
-        loop {
-            match Box::pin(work.put_back(from)).await {
-                Ok(()) => return Ok(String::new()),
-                Err(error @ OpError::Db(_)) => return Err(error),
-                Err(OpError::Pve(cause)) if cause.class.is_transient() && Instant::now() < give_up => {
-                    sleep(Duration::from_secs(2)).await;
-                }
-                Err(error) => {
-                    tracing::error!(vmid = work.pod.vmid, %error, "a change of size cannot be undone");
-                    return Ok(format!("; the guest may not have its old size, or be stopped: {error}"));
-                }
-            }
-        }
-    }
-}
-
 impl Work<'_> {
-    async fn put_back(&self, from: Size) -> Result<(), OpError> {
+    /// Undoes a change of size: the guest has its old size and runs, if it ran.
+    /// What cannot be seen to be undone stays reserved.
+    pub(super) async fn put_back(&self) -> Result<(), OpError> {
+        let from = Size { cores: self.begun.prior_cores, memory_mb: self.begun.prior_memory_mb };
         if let Some(record) = self.step("configure").await? {
             let (Some(client), Seen::Ours(at, _)) = self.find().await? else { return Ok(()) };
             set_size(&client, &at, from).await?;
