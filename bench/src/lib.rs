@@ -6,6 +6,7 @@
 //! - [`ceiling`]: the least that the same life of a job can cost
 //! - [`sides`], [`layout`]: who is measured, what they cannot do, where they keep jobs
 //! - [`adapter`]: starting an adapter, ours or a peer's
+//! - [`placement`]: where pods go, ours beside others, over synthetic traces
 //! - [`redis_cpu`]: what the server spent meanwhile
 //! - [`cases`], [`runner`]: what is measured, and how
 //! - [`stats`], [`targets`]: what many runs say together, and what is aimed at
@@ -18,6 +19,7 @@ pub mod contract;
 pub mod fleet;
 pub mod layout;
 pub mod plot;
+pub mod placement;
 pub mod redis_cpu;
 pub mod report;
 pub mod runner;

@@ -1,9 +1,10 @@
 //! The command line: what can be said, and the help that teaches it. What the
 //! commands do is in [`crate::commands`] and [`crate::app`].
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
 
 /// mPanel's fleet: workers beside mPanel's own, on the same Redis and Postgres.
 #[derive(Debug, Parser)]
@@ -51,7 +52,7 @@ pub enum Command {
         mPanel's tables is refused.\n\nExample: mpanel-worker migrate && mpanel-worker migrate status"
     )]
     Migrate(MigrateArgs),
-    /// Nodes and address pools of CloudPods
+    /// Nodes, address pools and placement of CloudPods
     #[command(subcommand)]
     Cloudpods(Cloudpods),
     /// Find attacks in logs, mail, web and DNS
@@ -117,6 +118,41 @@ pub enum Cloudpods {
     /// Pools that addresses come from (autoIp); without one pods use DHCP
     #[command(subcommand)]
     Pools(Pools),
+    /// Show on which node a pod would go now, and why; reserves nothing
+    #[command(
+        long_about = "Show on which node a pod would go now: every node that can take it with its score and the \
+        parts of it, and every other with the reason. Asks Postgres and Proxmox, reserves nothing.\n\n\
+        Scores are sums of weighted parts from 0 to 1; fit, balance and tenant count for a node, in flight, heat and \
+        failures against it. Exit codes: 0 there is a node, 3 no node is in that region, 75 none can take it now.\n\n\
+        Example: mpanel-worker cloudpods plan --cores 2 --memory-mb 2048 --disk-gb 20"
+    )]
+    Plan(PlanArgs),
+}
+
+/// A pod to be placed.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// CPU cores
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cores: u32,
+    /// Memory, MiB
+    #[arg(long, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub memory_mb: u32,
+    /// Disk, GiB
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub disk_gb: u32,
+    /// Region, when not the default one
+    #[arg(long)]
+    pub region: Option<String>,
+    /// Whose pod it would be: pods of one tenant are spread over nodes
+    #[arg(long, value_name = "UUID")]
+    pub tenant: Option<Uuid>,
+    /// Template, when not the configured one
+    #[arg(long, value_name = "VOLUME")]
+    pub template: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `guardian` does.
@@ -181,6 +217,13 @@ pub enum Nodes {
     #[command(long_about = "Add a node.\n\nExample: mpanel-worker cloudpods nodes add pod-node-1 \
         --api-url https://10.1.10.11:8006 --node pve1 --cores 32 --memory-mb 65536 --disk-gb 1000")]
     Add(NodeAdd),
+    /// Set how much of a node may be promised to pods
+    #[command(
+        long_about = "Set how much of a node may be promised to pods: (total - reserved) x ratio of each \
+        resource. What is not named stays as it is; pods that are there stay.\n\n\
+        Example: mpanel-worker cloudpods nodes set pod-node-1 --cpu-ratio 6 --reserve-memory-mb 4096"
+    )]
+    Set(NodeSet),
     /// Take no new pods; the node is being worked on
     Maintenance(NodeName),
     /// Take no new pods; those that are there stay
@@ -230,18 +273,72 @@ pub struct NodeAdd {
     pub json: bool,
 }
 
+/// How much of a node may be promised.
+#[derive(Debug, Args)]
+pub struct NodeSet {
+    /// The name in cloud_pod_nodes
+    pub name: String,
+    /// Cores to promise for each physical one (4 when never set)
+    #[arg(long, value_parser = ratio)]
+    pub cpu_ratio: Option<f64>,
+    /// MiB to promise for each physical one (1 when never set)
+    #[arg(long, value_parser = ratio)]
+    pub memory_ratio: Option<f64>,
+    /// GiB to promise for each physical one (1 when never set); above 1 needs thin storage, and its real use
+    /// may then not pass 80 %
+    #[arg(long, value_parser = ratio)]
+    pub disk_ratio: Option<f64>,
+    /// Physical cores kept for the node itself
+    #[arg(long, value_parser = cores_kept)]
+    pub reserve_cores: Option<f64>,
+    /// Memory kept for the node itself, MiB
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
+    pub reserve_memory_mb: Option<i32>,
+    /// Disk kept for the node itself, GiB
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
+    pub reserve_disk_gb: Option<i32>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if (0.1..=64.0).contains(&ratio) => Ok(ratio),
+        _ => Err("must be a number from 0.1 to 64".to_owned()),
+    }
+}
+
+fn cores_kept(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(cores) if (0.0..=4096.0).contains(&cores) => Ok(cores),
+        _ => Err("must be a number from 0 to 4096".to_owned()),
+    }
+}
+
 /// What to do with address pools.
 #[derive(Debug, Subcommand)]
 pub enum Pools {
     /// Show all pools with their free addresses
     List(JsonArgs),
+    /// Show the addresses of a pool that are not free, and what is excluded
+    Show(PoolId),
     /// Add a pool
     #[command(
-        long_about = "Add a pool. Hands out every host address of the network but the gateway, or those of \
-        --range.\n\nExample: mpanel-worker cloudpods pools add 10.20.0.0/24 --gateway 10.20.0.1 \
-        --range 10.20.0.50-10.20.0.200"
+        long_about = "Add a pool. An IPv4 pool hands out every host address of the network but the gateway, or \
+        those of --range; an IPv6 pool the 2^32 addresses from the sixteenth on, or --range. What is excluded is never \
+        handed out. A pod gets an IPv4 address, and an IPv6 address too when the cluster has an IPv6 pool of the same \
+        bridge and VLAN.\n\n\
+        Examples:\n  mpanel-worker cloudpods pools add 10.20.0.0/24 --gateway 10.20.0.1 \
+        --exclude 10.20.0.2-10.20.0.49\n  mpanel-worker cloudpods pools add 2001:db8:1::/64 --gateway 2001:db8:1::1"
     )]
     Add(PoolAdd),
+    /// Stop handing out a range of a pool; what is in use stays
+    Exclude(PoolExclude),
+    /// Hand out an excluded range again
+    Include(PoolInclude),
+    /// Release an address that is quarantined, once you have seen that nothing uses it
+    Release(PoolRelease),
     /// Remove a pool of which no address is in use
     Remove(PoolId),
 }
@@ -249,7 +346,7 @@ pub enum Pools {
 /// A pool to be added.
 #[derive(Debug, Args)]
 pub struct PoolAdd {
-    /// Its IPv4 network, such as 10.20.0.0/24
+    /// Its network, such as 10.20.0.0/24 or 2001:db8:1::/64
     pub cidr: String,
     /// The gateway that pods get
     #[arg(long, value_name = "IP")]
@@ -257,6 +354,12 @@ pub struct PoolAdd {
     /// Addresses to hand out
     #[arg(long, value_name = "FIRST-LAST")]
     pub range: Option<String>,
+    /// Addresses that are never handed out, one or a range; may be repeated
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub exclude: Vec<String>,
+    /// How long a released address rests before another pod gets it, hours
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(i32).range(0..=8760))]
+    pub rest_hours: i32,
     /// Bridge, when not the default one
     #[arg(long)]
     pub bridge: Option<String>,
@@ -266,6 +369,49 @@ pub struct PoolAdd {
     /// The cluster whose pods get them
     #[arg(long, default_value = "default")]
     pub cluster: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A range of a pool.
+#[derive(Debug, Args)]
+pub struct PoolExclude {
+    /// The id that `pools list` shows
+    pub id: i32,
+    /// One address or a range
+    #[arg(value_name = "FIRST-LAST")]
+    pub range: String,
+    /// What it is kept for
+    #[arg(long)]
+    pub note: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// An excluded range of a pool, by its first address.
+#[derive(Debug, Args)]
+pub struct PoolInclude {
+    /// The id that `pools list` shows
+    pub id: i32,
+    /// The first address of the excluded range
+    pub first: IpAddr,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// An address of a pool.
+#[derive(Debug, Args)]
+pub struct PoolRelease {
+    /// The id that `pools list` shows
+    pub id: i32,
+    /// The address
+    pub ip: IpAddr,
+    /// Let it not rest first
+    #[arg(long)]
+    pub now: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -325,7 +471,9 @@ mod tests {
             "mpanel-worker run --queues a,b --exclusive --concurrency 3 --drain",
             "mpanel-worker cloudpods nodes list --json",
             "mpanel-worker cloudpods nodes drain n1 --json",
+            "mpanel-worker cloudpods nodes set n1 --cpu-ratio 2.5 --reserve-disk-gb 20",
             "mpanel-worker cloudpods pools remove 3",
+            "mpanel-worker cloudpods plan --cores 2 --memory-mb 2048 --disk-gb 20 --json",
             "mpanel-worker check-config --config /x",
             "mpanel-worker guardian analyze --service postfix --json a.log b.log.gz",
             "mpanel-worker guardian analyze --service sshd --rules d --mode m --filter-option a=b --filter-option \

@@ -42,7 +42,11 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
     if let Command::Guardian(Guardian::Analyze(args)) = &cli.command {
         return commands::analyze(args);
     }
-    let needs = if matches!(cli.command, Command::Run(_)) { Needs::All } else { Needs::Database };
+    let needs = match cli.command {
+        Command::Run(_) => Needs::All,
+        Command::Cloudpods(Cloudpods::Plan(_)) => Needs::Proxmox,
+        _ => Needs::Database,
+    };
     let config = Config::from_sources(&sources, needs)?;
     log(&config.log)?;
     match &cli.command {
@@ -51,6 +55,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
         Command::Cloudpods(command) => {
             let db = db::pool(config.database.options.clone(), config.database.max_connections);
             match command {
+                Cloudpods::Plan(args) => commands::plan(&config, args).await,
                 Cloudpods::Nodes(command) => {
                     commands::nodes(&db, &config.cloudpods.default_region, command).await
                 }

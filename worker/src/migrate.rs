@@ -32,6 +32,8 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (4, "fleet views", include_str!("../../migrations/0004_fleet_views.sql")),
     (5, "fleet outbox", include_str!("../../migrations/0005_fleet_outbox.sql")),
     (7, "fleet operations", include_str!("../../migrations/0007_fleet_operations.sql")),
+    (20, "fleet node limits", include_str!("../../migrations/0020_fleet_node_limits.sql")),
+    (21, "fleet ipam", include_str!("../../migrations/0021_fleet_ipam.sql")),
 ];
 
 /// The database could not be brought up to date.

@@ -4,6 +4,7 @@ mod check;
 mod guardian;
 mod migrate;
 mod nodes;
+mod plan;
 mod pools;
 
 use std::io::{self, Write as _};
@@ -11,7 +12,7 @@ use std::io::{self, Write as _};
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-pub use self::{check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, pools::pools};
+pub use self::{check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, plan::plan, pools::pools};
 use crate::exit::{Exit, Failed};
 
 /// Writes a line of data.

@@ -5,8 +5,8 @@ use sqlx::PgPool;
 
 use super::{note, print_json, print_table};
 use crate::{
-    adapters::db::nodes::{self, NewNode, NodeMove, NodeRecord},
-    cli::{NodeAdd, NodeName, Nodes},
+    adapters::db::nodes::{self, NewNode, NodeLimits, NodeMove, NodeRecord},
+    cli::{NodeAdd, NodeName, NodeSet, Nodes},
     config::proxmox::base_url,
     exit::{Exit, Failed},
 };
@@ -19,6 +19,7 @@ pub async fn nodes(db: &PgPool, default_region: &str, command: &Nodes) -> Result
     match command {
         Nodes::List(args) => list(&nodes::all(db).await?, default_region, args.json),
         Nodes::Add(args) => add(db, args).await,
+        Nodes::Set(args) => set_limits(db, args).await,
         Nodes::Maintenance(args) => set(db, args, NodeMove::Maintenance, "is in maintenance").await,
         Nodes::Drain(args) => set(db, args, NodeMove::Drain, "takes no new pods").await,
         Nodes::Activate(args) => set(db, args, NodeMove::Activate, "takes pods").await,
@@ -37,6 +38,7 @@ fn list(nodes: &[NodeRecord], default_region: &str, json: bool) -> Result<(), Fa
                     "pods": node.pods,
                     "total": { "cores": node.total_cpu_cores, "memoryMb": node.total_memory_mb, "diskGb": node.total_disk_gb },
                     "ratio": { "cpu": node.cpu_ratio, "memory": node.mem_ratio, "disk": node.disk_ratio },
+                    "reserved": { "cores": node.cpu_reserved, "memoryMb": node.mem_reserved_mb, "diskGb": node.disk_reserved_gb },
                     "used": { "cores": node.used_cores, "memoryMb": node.used_memory_mb, "diskGb": node.used_disk_gb },
                 })
             })
@@ -57,15 +59,36 @@ fn list(nodes: &[NodeRecord], default_region: &str, json: bool) -> Result<(), Fa
                 region(node),
                 status,
                 node.pods.to_string(),
-                format!("{} / {}", node.used_cores, f64::from(node.total_cpu_cores) * node.cpu_ratio),
-                format!("{} / {}", node.used_memory_mb, f64::from(node.total_memory_mb) * node.mem_ratio),
-                format!("{} / {}", node.used_disk_gb, f64::from(node.total_disk_gb) * node.disk_ratio),
+                of(node.used_cores, node.total_cpu_cores, node.cpu_reserved, node.cpu_ratio),
+                of(node.used_memory_mb, node.total_memory_mb, node.mem_reserved_mb.into(), node.mem_ratio),
+                of(node.used_disk_gb, node.total_disk_gb, node.disk_reserved_gb.into(), node.disk_ratio),
                 node.api_url.clone(),
             ]
         })
         .collect();
     let header = ["id", "name", "node", "region", "status", "pods", "cores", "memory MiB", "disk GiB", "API"];
     print_table(header, rows)
+}
+
+/// What is promised of what may be.
+fn of(used: i64, total: i32, reserved: f64, ratio: f64) -> String {
+    format!("{used} / {}", (f64::from(total) - reserved).max(0.0) * ratio)
+}
+
+async fn set_limits(db: &PgPool, args: &NodeSet) -> Result<(), Failed> {
+    let limits = NodeLimits {
+        cpu_ratio: args.cpu_ratio,
+        mem_ratio: args.memory_ratio,
+        disk_ratio: args.disk_ratio,
+        cpu_reserved: args.reserve_cores,
+        mem_reserved_mb: args.reserve_memory_mb,
+        disk_reserved_gb: args.reserve_disk_gb,
+    };
+    if limits == NodeLimits::default() {
+        return Err(Failed::new(Exit::Usage, "name at least one limit; see `cloudpods nodes set --help`"));
+    }
+    let rows = nodes::set_limits(db, &args.name, &limits).await?;
+    told(rows, &args.name, args.json, "has new limits; pods that are there stay")
 }
 
 async fn add(db: &PgPool, args: &NodeAdd) -> Result<(), Failed> {
@@ -95,15 +118,19 @@ async fn add(db: &PgPool, args: &NodeAdd) -> Result<(), Failed> {
 
 async fn set(db: &PgPool, args: &NodeName, to: NodeMove, says: &str) -> Result<(), Failed> {
     let rows = nodes::set_state(db, &args.name, to).await?;
+    told(rows, &args.name, args.json, says)
+}
+
+fn told(rows: u64, name: &str, json: bool, says: &str) -> Result<(), Failed> {
     if rows == 0 {
         return Err(Failed::new(
             Exit::NotFound,
-            format!("no node named {}; `mpanel-worker cloudpods nodes list` shows all", args.name),
+            format!("no node named {name}; `mpanel-worker cloudpods nodes list` shows all"),
         ));
     }
-    if args.json {
-        return print_json(&json!({ "version": 1, "name": args.name, "rows": rows }));
+    if json {
+        return print_json(&json!({ "version": 1, "name": name, "rows": rows }));
     }
-    note(&format!("node {} {says}", args.name));
+    note(&format!("node {name} {says}"));
     Ok(())
 }

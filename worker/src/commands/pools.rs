@@ -1,42 +1,35 @@
 //! `cloudpods pools …`.
 
-use std::net::Ipv4Addr;
-
-use ipnetwork::Ipv4Network;
 use serde_json::json;
 use sqlx::PgPool;
 
 use super::{note, print_json, print_table};
 use crate::{
-    adapters::db::pools::{self, NewPool, POOL_SIZE_MAX, PoolRecord, Removed},
-    cli::{PoolAdd, Pools},
+    adapters::db::pool_admin::{self as pools, Excluded, PoolRecord, Released, Removed},
+    cli::{PoolAdd, PoolExclude, PoolId, PoolInclude, PoolRelease, Pools},
     exit::{Exit, Failed},
 };
 
-/// Lists, adds or removes address pools.
+mod ranges;
+
+/// Lists, adds, changes or removes address pools.
 ///
 /// # Errors
 /// With the exit code of what went wrong.
 pub async fn pools(db: &PgPool, command: &Pools) -> Result<(), Failed> {
     match command {
         Pools::List(args) => list(&pools::all(db).await?, args.json),
+        Pools::Show(args) => show(db, args).await,
         Pools::Add(args) => add(db, args).await,
-        Pools::Remove(args) => match pools::remove(db, args.id).await? {
-            Removed::Yes if args.json => print_json(&json!({ "version": 1, "removed": args.id })),
-            Removed::Yes => {
-                note(&format!("pool {} removed", args.id));
-                Ok(())
-            }
-            Removed::NotFound => Err(Failed::new(
-                Exit::NotFound,
-                format!("no pool {}; `mpanel-worker cloudpods pools list` shows all", args.id),
-            )),
-            Removed::InUse(count) => Err(Failed::new(
-                Exit::Precondition,
-                format!("{count} addresses of pool {} are in use; destroy those pods first", args.id),
-            )),
-        },
+        Pools::Exclude(args) => exclude(db, args).await,
+        Pools::Include(args) => include(db, args).await,
+        Pools::Release(args) => release(db, args).await,
+        Pools::Remove(args) => remove(db, args).await,
     }
+}
+
+fn no_pool(id: i32) -> Failed {
+    Failed::new(Exit::NotFound, format!("no pool {id}; `mpanel-worker cloudpods pools list` shows all"))
 }
 
 fn list(pools: &[PoolRecord], json: bool) -> Result<(), Failed> {
@@ -47,6 +40,8 @@ fn list(pools: &[PoolRecord], json: bool) -> Result<(), Failed> {
                 json!({
                     "id": pool.id, "cluster": pool.cluster, "cidr": pool.cidr, "gateway": pool.gateway,
                     "bridge": pool.bridge, "vlan": pool.vlan, "total": pool.total, "free": pool.free,
+                    "resting": pool.resting, "quarantined": pool.quarantined, "exclusions": pool.exclusions,
+                    "restSeconds": pool.rest_s,
                 })
             })
             .collect();
@@ -66,14 +61,68 @@ fn list(pools: &[PoolRecord], json: bool) -> Result<(), Failed> {
                 pool.bridge.clone().unwrap_or_default(),
                 pool.vlan.map(|vlan| vlan.to_string()).unwrap_or_default(),
                 format!("{} / {}", pool.free, pool.total),
+                pool.resting.to_string(),
+                pool.quarantined.to_string(),
+                pool.exclusions.to_string(),
             ]
         })
         .collect();
-    print_table(["id", "cluster", "network", "gateway", "bridge", "VLAN", "free"], rows)
+    let header = [
+        "id",
+        "cluster",
+        "network",
+        "gateway",
+        "bridge",
+        "VLAN",
+        "free",
+        "resting",
+        "quarantined",
+        "exclusions",
+    ];
+    print_table(header, rows)
+}
+
+async fn show(db: &PgPool, args: &PoolId) -> Result<(), Failed> {
+    if !pools::all(db).await?.iter().any(|pool| pool.id == args.id) {
+        return Err(no_pool(args.id));
+    }
+    let (exclusions, addresses) =
+        (pools::exclusions(db, args.id).await?, pools::addresses(db, args.id).await?);
+    if args.json {
+        let exclusions: Vec<_> = exclusions
+            .iter()
+            .map(|range| json!({ "first": range.first, "last": range.last, "note": range.note }))
+            .collect();
+        let addresses: Vec<_> = addresses
+            .iter()
+            .map(|address| {
+                json!({
+                    "ip": address.ip, "state": address.state, "podId": address.pod_id,
+                    "hostname": address.hostname, "restsUntil": address.rests_until,
+                })
+            })
+            .collect();
+        return print_json(
+            &json!({ "version": 1, "id": args.id, "exclusions": exclusions, "addresses": addresses }),
+        );
+    }
+    let mut rows: Vec<[String; 4]> = exclusions
+        .into_iter()
+        .map(|range| {
+            let note = range.note.unwrap_or_default();
+            [format!("{} - {}", range.first, range.last), "excluded".to_owned(), String::new(), note]
+        })
+        .collect();
+    rows.extend(addresses.into_iter().map(|address| {
+        let pod = address.pod_id.map(|id| id.to_string()).unwrap_or_default();
+        let more = address.hostname.or(address.rests_until.map(|until| format!("until {until}")));
+        [address.ip, address.state, pod, more.unwrap_or_default()]
+    }));
+    print_table(["address", "state", "pod", ""], rows)
 }
 
 async fn add(db: &PgPool, args: &PoolAdd) -> Result<(), Failed> {
-    let new = new_pool(args).map_err(|problem| Failed::new(Exit::Usage, problem))?;
+    let new = ranges::new_pool(args).map_err(|problem| Failed::new(Exit::Usage, problem))?;
     let added = pools::add(db, &new).await.map_err(|error| match error.constraint() {
         Some("fleet_ip_pools_no_overlap") => Failed::new(
             Exit::Precondition,
@@ -94,93 +143,78 @@ async fn add(db: &PgPool, args: &PoolAdd) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The pool that the arguments mean; pure.
-fn new_pool(args: &PoolAdd) -> Result<NewPool, String> {
-    let network: Ipv4Network =
-        args.cidr.parse().map_err(|_| format!("`{}` is no IPv4 network such as 10.20.0.0/24", args.cidr))?;
-    if network.ip() != network.network() {
-        return Err(format!(
-            "`{}` has host bits; the network is {}/{}",
-            args.cidr,
-            network.network(),
-            network.prefix()
-        ));
-    }
-    if network.prefix() > 30 {
-        return Err(format!("`{}` is too small: /30 is the least", args.cidr));
-    }
-    let address = |text: &str| -> Result<Ipv4Addr, String> {
-        let ip: Ipv4Addr = text.trim().parse().map_err(|_| format!("`{text}` is no IPv4 address"))?;
-        if network.contains(ip) { Ok(ip) } else { Err(format!("{ip} is not in {}", args.cidr)) }
-    };
-    let gateway = args.gateway.as_deref().map(address).transpose()?;
-    let hosts = (u32::from(network.network()) + 1, u32::from(network.broadcast()) - 1);
-    let (first, last) = match &args.range {
-        None => hosts,
-        Some(range) => {
-            let (first, last) = range.split_once('-').ok_or("--range must be FIRST-LAST")?;
-            let (first, last) = (u32::from(address(first)?), u32::from(address(last)?));
-            if first > last || first < hosts.0 || last > hosts.1 {
-                return Err(format!("--range {range} must go up, without network and broadcast address"));
-            }
-            (first, last)
+async fn exclude(db: &PgPool, args: &PoolExclude) -> Result<(), Failed> {
+    let (first, last) = ranges::range(&args.range).map_err(|problem| Failed::new(Exit::Usage, problem))?;
+    let (first, last) = (first.to_string(), last.to_string());
+    match pools::exclude(db, args.id, &first, &last, args.note.as_deref()).await? {
+        Excluded::Yes(in_use) if args.json => {
+            print_json(&json!({ "version": 1, "id": args.id, "first": first, "last": last, "inUse": in_use }))
         }
-    };
-    let count = u64::from(last - first) + 1;
-    if count > POOL_SIZE_MAX {
-        return Err(format!(
-            "{count} addresses are too many for one pool (at most {POOL_SIZE_MAX}): use --range"
-        ));
+        Excluded::Yes(in_use) => {
+            let stay =
+                if in_use > 0 { format!("; {in_use} of them are in use and stay so") } else { String::new() };
+            note(&format!("{first} to {last} of pool {} are not handed out any more{stay}", args.id));
+            Ok(())
+        }
+        Excluded::NotFound => Err(no_pool(args.id)),
+        Excluded::Outside(cidr) => {
+            Err(Failed::new(Exit::Usage, format!("{} is not within pool {}, {cidr}", args.range, args.id)))
+        }
+        Excluded::Overlaps(other) => Err(Failed::new(
+            Exit::Precondition,
+            format!("{} overlaps the excluded range that begins with {other}", args.range),
+        )),
     }
-    Ok(NewPool {
-        cluster: args.cluster.clone(),
-        cidr: format!("{}/{}", network.network(), network.prefix()),
-        gateway: gateway.map(|ip| ip.to_string()),
-        bridge: args.bridge.clone(),
-        vlan: args.vlan,
-        first: Ipv4Addr::from(first).to_string(),
-        count: i64::try_from(count).unwrap_or(i64::MAX),
-    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(cidr: &str, gateway: Option<&str>, range: Option<&str>) -> PoolAdd {
-        PoolAdd {
-            cidr: cidr.to_owned(),
-            gateway: gateway.map(str::to_owned),
-            range: range.map(str::to_owned),
-            bridge: None,
-            vlan: None,
-            cluster: "default".to_owned(),
-            json: false,
-        }
+async fn include(db: &PgPool, args: &PoolInclude) -> Result<(), Failed> {
+    if !pools::include(db, args.id, &args.first.to_string()).await? {
+        return Err(Failed::new(
+            Exit::NotFound,
+            format!(
+                "no excluded range of pool {} begins with {}; `pools show` lists them",
+                args.id, args.first
+            ),
+        ));
     }
-
-    #[test]
-    fn a_network_hands_out_its_hosts_or_a_range_of_them() {
-        let pool = new_pool(&args("10.20.0.0/24", Some("10.20.0.1"), None)).unwrap();
-        assert_eq!((pool.first.as_str(), pool.count), ("10.20.0.1", 254));
-        let pool = new_pool(&args("10.20.0.0/24", None, Some("10.20.0.50-10.20.0.59"))).unwrap();
-        assert_eq!((pool.first.as_str(), pool.count), ("10.20.0.50", 10));
+    if args.json {
+        return print_json(&json!({ "version": 1, "id": args.id, "first": args.first }));
     }
+    note(&format!("the range of pool {} from {} is handed out again", args.id, args.first));
+    Ok(())
+}
 
-    #[test]
-    fn what_cannot_be_meant_is_refused() {
-        let bad = [
-            args("10.20.0.5/24", None, None),
-            args("fd00::/64", None, None),
-            args("10.0.0.0/8", None, None),
-            args("10.20.0.0/31", None, None),
-            args("10.20.0.0/24", Some("10.21.0.1"), None),
-            args("10.20.0.0/24", None, Some("10.20.0.9-10.20.0.1")),
-            args("10.20.0.0/24", None, Some("10.20.0.0-10.20.0.9")),
-            args("10.20.0.0/24", None, Some("10.20.0.9")),
-        ];
-        for args in bad {
-            assert!(new_pool(&args).is_err(), "{args:?}");
+async fn release(db: &PgPool, args: &PoolRelease) -> Result<(), Failed> {
+    match pools::release(db, args.id, &args.ip.to_string(), args.now).await? {
+        Released::Yes if args.json => {
+            print_json(&json!({ "version": 1, "id": args.id, "ip": args.ip, "rests": !args.now }))
         }
+        Released::Yes => {
+            note(&format!("{} {}", args.ip, if args.now { "is free" } else { "rests, then it is free" }));
+            Ok(())
+        }
+        Released::NotFound => Err(Failed::new(
+            Exit::NotFound,
+            format!("pool {} has no address {} that is not free", args.id, args.ip),
+        )),
+        Released::InUse(state) => Err(Failed::new(
+            Exit::Precondition,
+            format!("{} is {state}: a pod has it; destroy that pod instead", args.ip),
+        )),
+    }
+}
+
+async fn remove(db: &PgPool, args: &PoolId) -> Result<(), Failed> {
+    match pools::remove(db, args.id).await? {
+        Removed::Yes if args.json => print_json(&json!({ "version": 1, "removed": args.id })),
+        Removed::Yes => {
+            note(&format!("pool {} removed", args.id));
+            Ok(())
+        }
+        Removed::NotFound => Err(no_pool(args.id)),
+        Removed::InUse(count) => Err(Failed::new(
+            Exit::Precondition,
+            format!("{count} addresses of pool {} are in use; destroy those pods first", args.id),
+        )),
     }
 }

@@ -57,6 +57,8 @@ impl fmt::Display for ConfigError {
 pub enum Needs {
     /// Only Postgres: `migrate`, `cloudpods nodes`, `cloudpods pools`.
     Database,
+    /// Postgres and Proxmox: `cloudpods plan`.
+    Proxmox,
     /// Everything: `run`, `check-config`.
     All,
 }
@@ -99,6 +101,17 @@ pub struct CloudpodsConfig {
     pub backup_storage: Option<String>,
     /// How long a started pod may take to show its DHCP address.
     pub address_wait: Duration,
+    /// Whether nodes are filled one after the other, or the emptiest taken.
+    pub placement: Placement,
+}
+
+/// How nodes are filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// One after the other.
+    Pack,
+    /// The emptiest first.
+    Spread,
 }
 
 /// How `run` behaves.
@@ -154,6 +167,7 @@ impl Config {
         let database = database_config(&mut layers);
         let (redis, proxmox) = match needs {
             Needs::Database => (None, None),
+            Needs::Proxmox => (None, proxmox::proxmox(&mut layers)),
             Needs::All => (redis::redis(&mut layers), proxmox::proxmox(&mut layers)),
         };
         let cloudpods = cloudpods(&mut layers);
@@ -202,6 +216,11 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         Some(_) => layers.parsed("cloudpods.pool", word).map(Some),
     };
     let address_wait = layers.number("cloudpods.address_seconds", 1, 3600);
+    let placement = layers.parsed("cloudpods.placement", |text| match text {
+        "pack" => Ok(Placement::Pack),
+        "spread" => Ok(Placement::Spread),
+        other => Err(format!("must be pack or spread, is `{other}`")),
+    });
     Some(CloudpodsConfig {
         template: template?,
         vm_template_vmid: vm_template_vmid.and_then(|vmid| u32::try_from(vmid).ok()),
@@ -211,6 +230,7 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         default_region: layers.text("cloudpods.default_region")?.to_owned(),
         backup_storage: layers.text("cloudpods.backup_storage").map(str::to_owned),
         address_wait: Duration::from_secs(address_wait?),
+        placement: placement?,
     })
 }
 

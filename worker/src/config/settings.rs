@@ -170,6 +170,13 @@ pub const SETTINGS: &[Setting] = &[
         "90",
         "how long a started pod may take to show its DHCP address",
     ),
+    setting(
+        "cloudpods.placement",
+        None,
+        Some("pack"),
+        "pack",
+        "pack fills nodes one after the other, spread takes the emptiest first",
+    ),
     setting("run.queues", None, None, "cloudpods-create", "queues to serve, comma list; default all"),
     setting(
         "run.exclusive",

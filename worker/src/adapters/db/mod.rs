@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod nodes;
 pub mod operations;
 pub mod pods;
+pub mod pool_admin;
 pub mod pools;
 pub mod quota;
 

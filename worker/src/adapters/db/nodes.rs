@@ -2,6 +2,7 @@
 //! reservations into `cloud_pod_allocations`.
 
 use sqlx::{FromRow, PgPool};
+use uuid::Uuid;
 
 use super::{Attempted, DbError, Tx};
 
@@ -36,6 +37,12 @@ pub struct NodeRecord {
     pub mem_ratio: f64,
     /// The same for disk.
     pub disk_ratio: f64,
+    /// Physical cores kept for the node itself.
+    pub cpu_reserved: f64,
+    /// Memory kept for the node itself, MiB.
+    pub mem_reserved_mb: i32,
+    /// Disk kept for the node itself, GiB.
+    pub disk_reserved_gb: i32,
     /// Whether it takes no new pods.
     pub drain: bool,
     /// Promised cores, guests that are not ours included.
@@ -54,7 +61,9 @@ const NODES: &str = "SELECT n.id, n.name, n.provider, n.api_url, n.node_name, n.
         n.total_cpu_cores, n.total_memory_mb, n.total_disk_gb,
         COALESCE(x.region, c.region) AS region, COALESCE(x.cluster_id, 1) AS cluster_id,
         COALESCE(x.cpu_ratio, 4.0) AS cpu_ratio, COALESCE(x.mem_ratio, 1.0) AS mem_ratio,
-        COALESCE(x.disk_ratio, 1.0) AS disk_ratio, COALESCE(x.drain, false) AS drain,
+        COALESCE(x.disk_ratio, 1.0) AS disk_ratio, COALESCE(x.cpu_reserved, 0) AS cpu_reserved,
+        COALESCE(x.mem_reserved_mb, 0) AS mem_reserved_mb,
+        COALESCE(x.disk_reserved_gb, 0) AS disk_reserved_gb, COALESCE(x.drain, false) AS drain,
         COALESCE(x.cpu_base, a.used_cpu_cores, 0) + r.cores AS used_cores,
         COALESCE(x.mem_base_mb, a.used_memory_mb, 0) + r.memory_mb AS used_memory_mb,
         COALESCE(x.disk_base_gb, a.used_disk_gb, 0) + r.disk_gb AS used_disk_gb,
@@ -77,6 +86,43 @@ pub async fn all(pool: &PgPool) -> Result<Vec<NodeRecord>, DbError> {
         .fetch_all(pool)
         .await
         .attempting("read the nodes")
+}
+
+/// What weighs when a node is chosen, beside its room.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct NodeSigns {
+    /// `cloud_pod_nodes.id`.
+    pub node_id: i32,
+    /// Pods of the tenant on it.
+    pub tenant_pods: i64,
+    /// Pods that are being made on it.
+    pub in_flight: i64,
+    /// Creations that failed on it in the last half hour.
+    pub failures: i64,
+}
+
+/// The signs of all nodes that have any.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn signs(pool: &PgPool, tenant_id: Option<Uuid>) -> Result<Vec<NodeSigns>, DbError> {
+    sqlx::query_as(
+        "SELECT p.node_id,
+                count(*) FILTER (WHERE p.tenant_id = $1 AND p.phase <> 'released') AS tenant_pods,
+                count(*) FILTER (WHERE p.phase NOT IN ('active', 'quarantined', 'released')) AS in_flight,
+                count(*) FILTER (WHERE (p.phase = 'quarantined' AND p.updated_at > now() - interval '30 minutes')
+                  OR EXISTS (SELECT 1 FROM fleet_job_steps s
+                             WHERE s.queue = p.queue AND s.job_id = p.job_id AND s.generation = p.generation
+                               AND s.state = 'failed' AND s.updated_at > now() - interval '30 minutes'
+                               AND COALESCE(s.result ->> 'error', '') NOT LIKE 'taken by %')) AS failures
+         FROM fleet_pods p
+         WHERE p.phase <> 'released' OR p.updated_at > now() - interval '1 hour'
+         GROUP BY p.node_id",
+    )
+    .bind(tenant_id)
+    .fetch_all(pool)
+    .await
+    .attempting("read what weighs for and against the nodes")
 }
 
 /// Locks a node and reads it anew; `None` when it is gone.
@@ -232,6 +278,55 @@ pub async fn add(pool: &PgPool, node: &NewNode) -> Result<Option<i32>, DbError> 
     project(&mut tx, id).await?;
     super::commit(tx).await?;
     Ok(Some(id))
+}
+
+/// How much of a node may be promised. `None` leaves what is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct NodeLimits {
+    /// Cores that may be promised for each physical one.
+    pub cpu_ratio: Option<f64>,
+    /// The same for memory.
+    pub mem_ratio: Option<f64>,
+    /// The same for disk.
+    pub disk_ratio: Option<f64>,
+    /// Physical cores kept for the node itself.
+    pub cpu_reserved: Option<f64>,
+    /// Memory kept for the node itself, MiB.
+    pub mem_reserved_mb: Option<i32>,
+    /// Disk kept for the node itself, GiB.
+    pub disk_reserved_gb: Option<i32>,
+}
+
+/// Sets the limits of all rows of that name. Answers how many.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn set_limits(pool: &PgPool, name: &str, limits: &NodeLimits) -> Result<u64, DbError> {
+    sqlx::query(
+        "INSERT INTO fleet_node_ext (node_id, cpu_ratio, mem_ratio, disk_ratio, cpu_reserved,
+                                     mem_reserved_mb, disk_reserved_gb)
+         SELECT id, COALESCE($2, 4.0), COALESCE($3, 1.0), COALESCE($4, 1.0), COALESCE($5, 0),
+                COALESCE($6, 0), COALESCE($7, 0)
+         FROM cloud_pod_nodes WHERE name = $1
+         ON CONFLICT (node_id) DO UPDATE
+         SET cpu_ratio = COALESCE($2, fleet_node_ext.cpu_ratio),
+             mem_ratio = COALESCE($3, fleet_node_ext.mem_ratio),
+             disk_ratio = COALESCE($4, fleet_node_ext.disk_ratio),
+             cpu_reserved = COALESCE($5, fleet_node_ext.cpu_reserved),
+             mem_reserved_mb = COALESCE($6, fleet_node_ext.mem_reserved_mb),
+             disk_reserved_gb = COALESCE($7, fleet_node_ext.disk_reserved_gb), updated_at = now()",
+    )
+    .bind(name)
+    .bind(limits.cpu_ratio)
+    .bind(limits.mem_ratio)
+    .bind(limits.disk_ratio)
+    .bind(limits.cpu_reserved)
+    .bind(limits.mem_reserved_mb)
+    .bind(limits.disk_reserved_gb)
+    .execute(pool)
+    .await
+    .attempting("set the node's limits")
+    .map(|done| done.rows_affected())
 }
 
 /// What an operator does to a node.

@@ -1,12 +1,9 @@
-//! Address pools and the addresses in them.
+//! Addresses of pools: taken for pods, released, resting.
 
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{Attempted, DbError, Tx};
-
-/// Most addresses in one pool: each is a row.
-pub const POOL_SIZE_MAX: u64 = 65_536;
 
 /// An address for a pod.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
@@ -36,25 +33,29 @@ pub enum Taken {
     Used(String),
 }
 
-/// Takes the lowest free address of the cluster's pools. Addresses of other
-/// live pods are passed over, wherever those came from.
+/// No exclusion range of the address's pool holds it.
+const NOT_EXCLUDED: &str = "NOT EXISTS (SELECT 1 FROM fleet_ip_exclusions e
+                 WHERE e.pool_id = f.pool_id AND f.ip BETWEEN e.first_ip AND e.last_ip)";
+
+/// Takes the lowest free IPv4 address of the cluster's pools. Addresses of other
+/// live pods are passed over, wherever those came from, and so are exclusion ranges.
 ///
 /// # Errors
 /// [`DbError::Sql`].
 pub async fn take_any(tx: &mut Tx, cluster_id: i32, pod_id: Uuid, generation: i32) -> Result<Taken, DbError> {
-    let taken: Option<PoolAddress> = sqlx::query_as(
+    let taken: Option<PoolAddress> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
         "UPDATE fleet_ips i
          SET state = 'held', pod_id = $2, generation = $3, cooldown_until = NULL, updated_at = now()
          FROM fleet_ip_pools p
          WHERE p.id = i.pool_id AND (i.pool_id, i.ip) = (
            SELECT f.pool_id, f.ip FROM fleet_ips f JOIN fleet_ip_pools q ON q.id = f.pool_id
-           WHERE q.cluster_id = $1
+           WHERE q.cluster_id = $1 AND family(q.cidr) = 4 AND {NOT_EXCLUDED}
              AND (f.state = 'free' OR (f.state = 'cooldown' AND f.cooldown_until < now()))
              AND NOT EXISTS (SELECT 1 FROM cloud_pods c
                              WHERE c.deleted_at IS NULL AND split_part(c.ip, '/', 1) = host(f.ip))
            ORDER BY f.pool_id, f.ip LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
-         RETURNING host(i.ip) AS ip, masklen(p.cidr) AS prefix, host(p.gateway) AS gateway, p.bridge, p.vlan",
-    )
+         RETURNING host(i.ip) AS ip, masklen(p.cidr) AS prefix, host(p.gateway) AS gateway, p.bridge, p.vlan"
+    )))
     .bind(cluster_id)
     .bind(pod_id)
     .bind(generation)
@@ -64,12 +65,13 @@ pub async fn take_any(tx: &mut Tx, cluster_id: i32, pod_id: Uuid, generation: i3
     if let Some(address) = taken {
         return Ok(Taken::Address(address));
     }
-    let pools: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM fleet_ip_pools WHERE cluster_id = $1)")
-            .bind(cluster_id)
-            .fetch_one(&mut **tx)
-            .await
-            .attempting("look for address pools")?;
+    let pools: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM fleet_ip_pools WHERE cluster_id = $1 AND family(cidr) = 4)",
+    )
+    .bind(cluster_id)
+    .fetch_one(&mut **tx)
+    .await
+    .attempting("look for address pools")?;
     Ok(if pools { Taken::Exhausted } else { Taken::NoPool })
 }
 
@@ -105,6 +107,18 @@ pub async fn take_this(
     .await
     .attempting("look for the address's pool")?;
     let Some(pool_id) = pool else { return Ok(Taken::NoPool) };
+    let excluded: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM fleet_ip_exclusions
+                        WHERE pool_id = $1 AND $2::inet BETWEEN first_ip AND last_ip)",
+    )
+    .bind(pool_id)
+    .bind(ip)
+    .fetch_one(&mut **tx)
+    .await
+    .attempting("look for exclusion ranges")?;
+    if excluded {
+        return Ok(Taken::Used(format!("an exclusion range of pool {pool_id}")));
+    }
     // An address outside the pool's handed-out range gets its row now.
     sqlx::query("INSERT INTO fleet_ips (pool_id, ip) VALUES ($1, $2::inet) ON CONFLICT DO NOTHING")
         .bind(pool_id)
@@ -130,6 +144,119 @@ pub async fn take_this(
     Ok(taken.map_or_else(|| Taken::Used("another reservation".to_owned()), Taken::Address))
 }
 
+/// Takes an IPv6 address of the cluster's pools on this bridge and VLAN (`None`: the pods' own).
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn take_v6(
+    tx: &mut Tx,
+    cluster_id: i32,
+    (bridge, vlan): (Option<&str>, Option<i32>),
+    pod_id: Uuid,
+    generation: i32,
+) -> Result<Taken, DbError> {
+    // Addresses that were handed out before first: the range lasts longer.
+    let taken: Option<PoolAddress> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        "UPDATE fleet_ips i
+         SET state = 'held', pod_id = $4, generation = $5, cooldown_until = NULL, updated_at = now()
+         FROM fleet_ip_pools p
+         WHERE p.id = i.pool_id AND (i.pool_id, i.ip) = (
+           SELECT f.pool_id, f.ip FROM fleet_ips f JOIN fleet_ip_pools q ON q.id = f.pool_id
+           WHERE q.cluster_id = $1 AND family(q.cidr) = 6 AND {NOT_EXCLUDED}
+             AND q.bridge IS NOT DISTINCT FROM $2 AND q.vlan IS NOT DISTINCT FROM $3
+             AND (f.state = 'free' OR (f.state = 'cooldown' AND f.cooldown_until < now()))
+           ORDER BY f.pool_id, f.ip LIMIT 1 FOR UPDATE OF f SKIP LOCKED)
+         RETURNING host(i.ip) AS ip, masklen(p.cidr) AS prefix, host(p.gateway) AS gateway, p.bridge, p.vlan"
+    )))
+    .bind(cluster_id)
+    .bind(bridge)
+    .bind(vlan)
+    .bind(pod_id)
+    .bind(generation)
+    .fetch_optional(&mut **tx)
+    .await
+    .attempting("take an IPv6 address")?;
+    if let Some(address) = taken {
+        return Ok(Taken::Address(address));
+    }
+    let pools: Vec<i32> = sqlx::query_scalar(
+        "SELECT id FROM fleet_ip_pools
+         WHERE cluster_id = $1 AND family(cidr) = 6
+           AND bridge IS NOT DISTINCT FROM $2 AND vlan IS NOT DISTINCT FROM $3 ORDER BY id",
+    )
+    .bind(cluster_id)
+    .bind(bridge)
+    .bind(vlan)
+    .fetch_all(&mut **tx)
+    .await
+    .attempting("look for IPv6 pools")?;
+    for pool_id in &pools {
+        if let Some(address) = take_next(tx, *pool_id, pod_id, generation).await? {
+            return Ok(Taken::Address(address));
+        }
+    }
+    Ok(if pools.is_empty() { Taken::NoPool } else { Taken::Exhausted })
+}
+
+/// Takes the next address of a pool that no row stands for yet.
+async fn take_next(
+    tx: &mut Tx,
+    pool_id: i32,
+    pod_id: Uuid,
+    generation: i32,
+) -> Result<Option<PoolAddress>, DbError> {
+    sqlx::query("SELECT 1 FROM fleet_ip_pools WHERE id = $1 FOR UPDATE")
+        .bind(pool_id)
+        .execute(&mut **tx)
+        .await
+        .attempting("lock the IPv6 pool")?;
+    loop {
+        // Each round gets past one exclusion, the gateway, or an address that has its row already.
+        let next: Option<(String, bool)> = sqlx::query_as(
+            "SELECT host(GREATEST(p.next_ip, e.last_ip + 1, g.last_ip + 1)),
+                    e.last_ip IS NOT NULL OR g.last_ip IS NOT NULL
+             FROM fleet_ip_pools p
+             LEFT JOIN LATERAL (SELECT max(x.last_ip) AS last_ip FROM fleet_ip_exclusions x
+                                WHERE x.pool_id = p.id AND p.next_ip BETWEEN x.first_ip AND x.last_ip) e ON true
+             LEFT JOIN LATERAL (SELECT p.next_ip AS last_ip WHERE host(p.gateway) = host(p.next_ip)) g ON true
+             WHERE p.id = $1 AND p.next_ip <= p.range_last",
+        )
+        .bind(pool_id)
+        .fetch_optional(&mut **tx)
+        .await
+        .attempting("look for the next IPv6 address")?;
+        let Some((ip, moved)) = next else { return Ok(None) };
+        let taken: Option<PoolAddress> = if moved {
+            None
+        } else {
+            sqlx::query_as(
+                "WITH taken AS (
+                   INSERT INTO fleet_ips (pool_id, ip, state, pod_id, generation)
+                   VALUES ($1, $2::inet, 'held', $3, $4) ON CONFLICT DO NOTHING RETURNING pool_id, ip)
+                 SELECT host(t.ip) AS ip, masklen(p.cidr) AS prefix, host(p.gateway) AS gateway, p.bridge, p.vlan
+                 FROM taken t JOIN fleet_ip_pools p ON p.id = t.pool_id",
+            )
+            .bind(pool_id)
+            .bind(&ip)
+            .bind(pod_id)
+            .bind(generation)
+            .fetch_optional(&mut **tx)
+            .await
+            .attempting("take the next IPv6 address")?
+        };
+        sqlx::query("UPDATE fleet_ip_pools SET next_ip = $2::inet + $3::bigint WHERE id = $1")
+            .bind(pool_id)
+            .bind(&ip)
+            .bind(i64::from(!moved))
+            .execute(&mut **tx)
+            .await
+            .attempting("move the IPv6 pool on")?;
+        if taken.is_some() {
+            return Ok(taken);
+        }
+    }
+}
+
 /// Moves the addresses of one generation of a pod to another state.
 ///
 /// # Errors
@@ -149,7 +276,9 @@ pub async fn set_state(
     sqlx::query(
         "UPDATE fleet_ips
          SET state = $3, pod_id = CASE WHEN $4 THEN pod_id END, generation = CASE WHEN $4 THEN generation END,
-             cooldown_until = CASE WHEN $5 THEN now() + interval '24 hours' END, updated_at = now()
+             cooldown_until = CASE WHEN $5 THEN now() + make_interval(secs => (
+               SELECT p.rest_s FROM fleet_ip_pools p WHERE p.id = fleet_ips.pool_id)) END,
+             updated_at = now()
          WHERE pod_id = $1 AND generation = $2",
     )
     .bind(pod_id)
@@ -170,148 +299,8 @@ pub enum AddressState {
     Used,
     /// Nobody knows whether a guest still uses it.
     Quarantined,
-    /// A guest used it; nobody gets it for a day.
+    /// A guest used it; nobody gets it while it rests, which is a day unless its pool says.
     Cooldown,
     /// No guest ever used it.
     Free,
-}
-
-/// A pool as listed.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct PoolRecord {
-    /// Its id.
-    pub id: i32,
-    /// Its cluster.
-    pub cluster: String,
-    /// Its network.
-    pub cidr: String,
-    /// Its gateway.
-    pub gateway: Option<String>,
-    /// Its bridge.
-    pub bridge: Option<String>,
-    /// Its VLAN.
-    pub vlan: Option<i32>,
-    /// Addresses that can be handed out.
-    pub total: i64,
-    /// Those that are free now.
-    pub free: i64,
-}
-
-/// All pools.
-///
-/// # Errors
-/// [`DbError::Sql`].
-pub async fn all(pool: &PgPool) -> Result<Vec<PoolRecord>, DbError> {
-    sqlx::query_as(
-        "SELECT p.id, c.name AS cluster, p.cidr::text AS cidr, host(p.gateway) AS gateway, p.bridge, p.vlan,
-                count(i.ip) AS total,
-                count(i.ip) FILTER (WHERE i.state = 'free'
-                                    OR (i.state = 'cooldown' AND i.cooldown_until < now())) AS free
-         FROM fleet_ip_pools p JOIN fleet_pve_clusters c ON c.id = p.cluster_id
-         LEFT JOIN fleet_ips i ON i.pool_id = p.id
-         GROUP BY p.id, c.name ORDER BY p.id",
-    )
-    .fetch_all(pool)
-    .await
-    .attempting("read the address pools")
-}
-
-/// A pool to be added.
-#[derive(Debug, Clone)]
-pub struct NewPool {
-    /// Its cluster's name.
-    pub cluster: String,
-    /// Its network.
-    pub cidr: String,
-    /// Its gateway.
-    pub gateway: Option<String>,
-    /// Its bridge.
-    pub bridge: Option<String>,
-    /// Its VLAN.
-    pub vlan: Option<i32>,
-    /// First address to hand out.
-    pub first: String,
-    /// How many addresses follow, the first included.
-    pub count: i64,
-}
-
-/// Adds a pool and its addresses, without the gateway. `None`: no such cluster.
-///
-/// # Errors
-/// [`DbError::Sql`]; constraint `fleet_ip_pools_no_overlap` when it overlaps another.
-pub async fn add(pool: &PgPool, new: &NewPool) -> Result<Option<i32>, DbError> {
-    let mut tx = super::begin(pool).await?;
-    let id: Option<i32> = sqlx::query_scalar(
-        "INSERT INTO fleet_ip_pools (cluster_id, cidr, gateway, bridge, vlan)
-         SELECT id, $2::cidr, $3::inet, $4, $5 FROM fleet_pve_clusters WHERE name = $1 RETURNING id",
-    )
-    .bind(&new.cluster)
-    .bind(&new.cidr)
-    .bind(&new.gateway)
-    .bind(&new.bridge)
-    .bind(new.vlan)
-    .fetch_optional(&mut *tx)
-    .await
-    .attempting("add the address pool")?;
-    let Some(id) = id else { return Ok(None) };
-    sqlx::query(
-        "INSERT INTO fleet_ips (pool_id, ip)
-         SELECT $1, $2::inet + n FROM generate_series(0, $3::bigint - 1) AS n
-         WHERE $4::inet IS NULL OR $2::inet + n <> $4::inet",
-    )
-    .bind(id)
-    .bind(&new.first)
-    .bind(new.count)
-    .bind(&new.gateway)
-    .execute(&mut *tx)
-    .await
-    .attempting("add the pool's addresses")?;
-    super::commit(tx).await?;
-    Ok(Some(id))
-}
-
-/// What came of removing a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removed {
-    /// It is gone.
-    Yes,
-    /// There is none of that id.
-    NotFound,
-    /// So many of its addresses are in use.
-    InUse(i64),
-}
-
-/// Removes a pool of which no address is in use.
-///
-/// # Errors
-/// [`DbError::Sql`].
-pub async fn remove(pool: &PgPool, id: i32) -> Result<Removed, DbError> {
-    let mut tx = super::begin(pool).await?;
-    let found: Option<i32> = sqlx::query_scalar("SELECT id FROM fleet_ip_pools WHERE id = $1 FOR UPDATE")
-        .bind(id)
-        .fetch_optional(&mut *tx)
-        .await
-        .attempting("lock the address pool")?;
-    if found.is_none() {
-        return Ok(Removed::NotFound);
-    }
-    // Locks every address, so that none can be taken between the look and the removal.
-    let in_use: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM (SELECT state FROM fleet_ips WHERE pool_id = $1 FOR UPDATE) i
-         WHERE state IN ('held', 'used', 'quarantined')",
-    )
-    .bind(id)
-    .fetch_one(&mut *tx)
-    .await
-    .attempting("count the pool's addresses in use")?;
-    if in_use > 0 {
-        return Ok(Removed::InUse(in_use));
-    }
-    sqlx::query("DELETE FROM fleet_ip_pools WHERE id = $1")
-        .bind(id)
-        .execute(&mut *tx)
-        .await
-        .attempting("remove the address pool")?;
-    super::commit(tx).await?;
-    Ok(Removed::Yes)
 }

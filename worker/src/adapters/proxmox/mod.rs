@@ -9,6 +9,7 @@ mod error;
 mod gate;
 mod guest;
 mod login;
+mod resources;
 mod task;
 mod tls;
 mod types;
@@ -20,6 +21,7 @@ pub use self::{
     create::{CloneSpec, ContainerSpec},
     error::{Advice, Class, Outcome, PveError, classify, classify_text},
     guest::{GuestAt, GuestKind, Power},
+    resources::ResourceRow,
     task::{FoundTask, TaskEnd},
     types::{
         GuestConfig, GuestRow, GuestStatus, Interface, NodeRow, Pending, RrdRow, Snapshot, StorageRow, Usage,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 /// A number, also when it is text.
-fn lenient_i64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+pub(super) fn lenient_i64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     #[allow(clippy::cast_possible_truncation, reason = "figures of a guest fit")]
     Ok(match Value::deserialize(deserializer)? {
         Value::Number(number) => number.as_i64().or_else(|| number.as_f64().map(|float| float as i64)),

@@ -44,6 +44,9 @@ pub struct InstanceSpec {
     pub pool: Option<String>,
     /// Its address.
     pub net: Net,
+    /// Its IPv6 address, where its cluster has a pool of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net6: Option<Net6>,
     /// The VMID that had to be given up before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<i32>,
@@ -88,6 +91,18 @@ pub enum Net {
         /// Its gateway.
         gateway: Option<String>,
     },
+}
+
+/// A static IPv6 address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Net6 {
+    /// The address.
+    pub ip: String,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Its gateway.
+    pub gateway: Option<String>,
 }
 
 /// An instance: its row and its spec.
@@ -194,13 +209,20 @@ impl Instance {
     }
 
     fn ip_config(&self) -> String {
-        match &self.spec.net {
+        let mut config = match &self.spec.net {
             Net::Dhcp => "ip=dhcp".to_owned(),
             Net::Static { ip, prefix, gateway } => {
                 let gateway = gateway.as_ref().map(|gateway| format!(",gw={gateway}")).unwrap_or_default();
                 format!("ip={ip}/{prefix}{gateway}")
             }
+        };
+        if let Some(Net6 { ip, prefix, gateway }) = &self.spec.net6 {
+            let _ = write!(config, ",ip6={ip}/{prefix}");
+            if let Some(gateway) = gateway {
+                let _ = write!(config, ",gw6={gateway}");
+            }
         }
+        config
     }
 
     fn net0(&self) -> String {
@@ -256,6 +278,7 @@ pub(super) mod tests {
             vlan: None,
             pool: None,
             net,
+            net6: None,
             moved_from: None,
             kind: GuestKind::Lxc,
         };

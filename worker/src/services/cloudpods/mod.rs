@@ -6,6 +6,7 @@
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
 //! | `defaults`, `reserve`, `create`, `configure`, `run`, `compensate` | carrying them out, step by step |
 //! | `away` | how long a Proxmox that does not answer is waited for |
+//! | `choose` | on which node a pod goes: gathers what `placement` decides on |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
 //! | `handler` | the glue to the engine |
@@ -16,6 +17,7 @@
 //! stopped by its fence at its next write.
 
 mod away;
+mod choose;
 mod compensate;
 mod configure;
 mod create;
@@ -43,6 +45,7 @@ use uuid::Uuid;
 
 use self::{away::Away, instance::Instance, reserve::Wanted};
 pub use self::{
+    choose::{Ask, Choice, choose},
     error::{CreateError, Verdict},
     handler::CreateHandler,
     json::Payload,

@@ -1,10 +1,14 @@
 //! On which node a pod goes. Pure: from what is known of the nodes to an order
-//! of candidates, or the reason why there is none.
+//! of candidates with scores, or the reason why there is none.
 //!
-//! The simplest correct choice: it fits, and leaves the most room in the
-//! scarcest resource; ties go by name, so that a retry chooses the same.
+//! First filters, each with the reason that an operator reads; then a score
+//! ([`score`]). Ties go by name, so that a retry chooses the same.
+
+pub mod score;
 
 use std::{cmp::Ordering, fmt};
+
+pub use self::score::{Score, Use, Weights};
 
 /// Whether a node can be worked on right now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +21,17 @@ pub enum Health {
     Unknown,
     /// Its API cannot be reached.
     Unreachable,
+}
+
+/// What the pod needs and a node does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// This storage, for root disks.
+    Storage(String),
+    /// This template.
+    Template(String),
+    /// Room on this storage, whatever the books say.
+    StorageRoom(String),
 }
 
 /// A node as placement sees it.
@@ -39,14 +54,31 @@ pub struct Candidate {
     pub drain: bool,
     /// Whether it can be worked on.
     pub health: Health,
+    /// What it does not have.
+    pub lack: Option<Lack>,
     /// What may be promised of it.
     pub capacity: Size,
     /// What is promised.
     pub used: Size,
+    /// What weighs beside room.
+    pub signs: Signs,
+}
+
+/// What weighs in the score beside room.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Signs {
+    /// Pods of the same tenant on it.
+    pub tenant_pods: u32,
+    /// Pods that are being made on it.
+    pub in_flight: u32,
+    /// Creations that failed on it lately.
+    pub failures: u32,
+    /// Part of its CPUs that was busy when last seen, 0 to 1.
+    pub cpu_load: f64,
 }
 
 /// An amount of each resource.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Size {
     /// CPU cores.
     pub cores: f64,
@@ -54,6 +86,18 @@ pub struct Size {
     pub memory_mb: f64,
     /// Disk, GiB.
     pub disk_gb: f64,
+}
+
+impl Size {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cores: self.cores + other.cores,
+            memory_mb: self.memory_mb + other.memory_mb,
+            disk_gb: self.disk_gb + other.disk_gb,
+        }
+    }
 }
 
 /// Why a node was passed over.
@@ -71,8 +115,29 @@ pub enum Passed {
     NotInCluster,
     /// Its API does not answer.
     Unreachable,
+    /// It does not have what the pod needs.
+    Lacks(Lack),
     /// It lacks room for this.
     Full(&'static str),
+}
+
+impl Passed {
+    /// A word for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Provider(_) => "provider",
+            Self::Status(_) => "status",
+            Self::Draining => "draining",
+            Self::Offline => "offline",
+            Self::NotInCluster => "notInCluster",
+            Self::Unreachable => "unreachable",
+            Self::Lacks(Lack::Storage(_)) => "noStorage",
+            Self::Lacks(Lack::Template(_)) => "noTemplate",
+            Self::Lacks(Lack::StorageRoom(_)) => "storageFull",
+            Self::Full(_) => "full",
+        }
+    }
 }
 
 impl fmt::Display for Passed {
@@ -84,6 +149,9 @@ impl fmt::Display for Passed {
             Self::Offline => f.write_str("offline"),
             Self::NotInCluster => f.write_str("Proxmox knows no node of that name"),
             Self::Unreachable => f.write_str("API unreachable"),
+            Self::Lacks(Lack::Storage(storage)) => write!(f, "no storage {storage} for root disks"),
+            Self::Lacks(Lack::Template(template)) => write!(f, "no template {template}"),
+            Self::Lacks(Lack::StorageRoom(storage)) => write!(f, "storage {storage} is full"),
             Self::Full(what) => write!(f, "not enough {what}"),
         }
     }
@@ -104,11 +172,36 @@ pub enum Refusal {
     },
 }
 
-/// The nodes that can take the pod, best first.
+/// A node that can take the pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// `cloud_pod_nodes.id`.
+    pub id: i32,
+    /// The operator's name.
+    pub name: String,
+    /// How good it is, and why.
+    pub score: Score,
+}
+
+/// Where the pod goes, and what became of the other nodes of its region.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// Those that can take it, best first; at least one.
+    pub ranked: Vec<Ranked>,
+    /// Those that cannot, and why.
+    pub passed: Vec<(String, Passed)>,
+}
+
+/// Decides.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn rank(nodes: &[Candidate], region: &str, wanted: Size) -> Result<Vec<i32>, Refusal> {
+pub fn decide(
+    nodes: &[Candidate],
+    region: &str,
+    wanted: Size,
+    weights: &Weights,
+) -> Result<Decision, Refusal> {
     let in_region: Vec<&Candidate> = nodes.iter().filter(|node| node.region == region).collect();
     if in_region.is_empty() {
         let mut known: Vec<String> = nodes.iter().map(|node| node.region.clone()).collect();
@@ -117,36 +210,38 @@ pub fn rank(nodes: &[Candidate], region: &str, wanted: Size) -> Result<Vec<i32>,
         return Err(Refusal::UnknownRegion { known });
     }
     let mut passed = Vec::new();
-    let mut fitting: Vec<(f64, &Candidate)> = Vec::new();
-    for node in machines(&in_region) {
+    let mut ranked = Vec::new();
+    for (node, rows) in machines(&in_region) {
         // A machine is usable only if every row of it says so.
-        let rows: Vec<&Candidate> =
-            in_region.iter().copied().filter(|row| row.machine == node.machine).collect();
-        match rows.iter().find_map(|row| unusable(row)).or_else(|| lacking(node, &rows, wanted)) {
+        let used = rows.iter().fold(Size::default(), |sum, row| sum.plus(row.used));
+        match rows.iter().find_map(|row| unusable(row)).or_else(|| lacking(used, wanted, node.capacity)) {
             Some(reason) => passed.push((node.name.clone(), reason)),
-            None => fitting.push((headroom(node, &rows, wanted), node)),
+            None => {
+                let after = Use::of(used.plus(wanted), node.capacity);
+                let score = Score::new(after, node.signs, weights);
+                ranked.push(Ranked { id: node.id, name: node.name.clone(), score });
+            }
         }
     }
-    if fitting.is_empty() {
+    if ranked.is_empty() {
         return Err(Refusal::NoNode { passed });
     }
-    fitting.sort_by(|(a, node_a), (b, node_b)| {
-        b.partial_cmp(a).unwrap_or(Ordering::Equal).then_with(|| node_a.name.cmp(&node_b.name))
+    ranked.sort_by(|a, b| {
+        b.score
+            .total
+            .partial_cmp(&a.score.total)
+            .unwrap_or(Ordering::Equal)
+            .then_with(|| a.name.cmp(&b.name))
+            .then_with(|| a.id.cmp(&b.id))
     });
-    Ok(fitting.into_iter().map(|(_, node)| node.id).collect())
+    Ok(Decision { ranked, passed })
 }
 
-/// One row a machine: the one with the lowest id.
-fn machines<'a>(rows: &[&'a Candidate]) -> Vec<&'a Candidate> {
-    let mut machines: Vec<&Candidate> = Vec::new();
+/// The machines behind the rows: of each the row with the lowest id, and all its rows.
+fn machines<'a>(rows: &[&'a Candidate]) -> Vec<(&'a Candidate, Vec<&'a Candidate>)> {
     let mut sorted = rows.to_vec();
-    sorted.sort_by_key(|row| row.id);
-    for row in sorted {
-        if !machines.iter().any(|known| known.machine == row.machine) {
-            machines.push(row);
-        }
-    }
-    machines
+    sorted.sort_by(|a, b| a.machine.cmp(&b.machine).then(a.id.cmp(&b.id)));
+    sorted.chunk_by(|a, b| a.machine == b.machine).map(|rows| (rows[0], rows.to_vec())).collect()
 }
 
 fn unusable(node: &Candidate) -> Option<Passed> {
@@ -160,45 +255,24 @@ fn unusable(node: &Candidate) -> Option<Passed> {
         return Some(Passed::Draining);
     }
     match node.health {
-        Health::Online => None,
+        Health::Online => node.lack.clone().map(Passed::Lacks),
         Health::Offline => Some(Passed::Offline),
         Health::Unknown => Some(Passed::NotInCluster),
         Health::Unreachable => Some(Passed::Unreachable),
     }
 }
 
-/// What all rows of a machine have promised together.
-fn promised(rows: &[&Candidate]) -> Size {
-    rows.iter().fold(Size { cores: 0.0, memory_mb: 0.0, disk_gb: 0.0 }, |sum, row| Size {
-        cores: sum.cores + row.used.cores,
-        memory_mb: sum.memory_mb + row.used.memory_mb,
-        disk_gb: sum.disk_gb + row.used.disk_gb,
-    })
-}
-
-fn lacking(node: &Candidate, rows: &[&Candidate], wanted: Size) -> Option<Passed> {
-    let used = promised(rows);
-    let full = |used: f64, wanted: f64, capacity: f64| used + wanted > capacity;
-    if full(used.memory_mb, wanted.memory_mb, node.capacity.memory_mb) {
+fn lacking(used: Size, wanted: Size, capacity: Size) -> Option<Passed> {
+    let after = used.plus(wanted);
+    if after.memory_mb > capacity.memory_mb {
         Some(Passed::Full("memory"))
-    } else if full(used.disk_gb, wanted.disk_gb, node.capacity.disk_gb) {
+    } else if after.disk_gb > capacity.disk_gb {
         Some(Passed::Full("disk"))
-    } else if full(used.cores, wanted.cores, node.capacity.cores) {
+    } else if after.cores > capacity.cores {
         Some(Passed::Full("CPU"))
     } else {
         None
     }
-}
-
-/// The free part of the scarcest resource once the pod is there.
-fn headroom(node: &Candidate, rows: &[&Candidate], wanted: Size) -> f64 {
-    let used = promised(rows);
-    let free = |used: f64, wanted: f64, capacity: f64| {
-        if capacity > 0.0 { 1.0 - (used + wanted) / capacity } else { 0.0 }
-    };
-    free(used.cores, wanted.cores, node.capacity.cores)
-        .min(free(used.memory_mb, wanted.memory_mb, node.capacity.memory_mb))
-        .min(free(used.disk_gb, wanted.disk_gb, node.capacity.disk_gb))
 }
 
 #[cfg(test)]
@@ -217,9 +291,16 @@ mod tests {
             status: "active".to_owned(),
             drain: false,
             health: Health::Online,
+            lack: None,
             capacity: Size { cores: 64.0, memory_mb, disk_gb: 500.0 },
-            used: Size { cores: 0.0, memory_mb: 0.0, disk_gb: 0.0 },
+            used: Size::default(),
+            signs: Signs::default(),
         }
+    }
+
+    fn rank(nodes: &[Candidate], region: &str, wanted: Size) -> Result<Vec<i32>, Refusal> {
+        let decision = decide(nodes, region, wanted, &Weights::SPREAD)?;
+        Ok(decision.ranked.into_iter().map(|node| node.id).collect())
     }
 
     #[test]
@@ -239,21 +320,48 @@ mod tests {
 
     #[test]
     fn every_reason_to_pass_a_node_over_is_told() {
-        let mut nodes: Vec<Candidate> = (1..=6).map(|id| node(id, &format!("n{id}"), 8192.0)).collect();
+        let mut nodes: Vec<Candidate> = (1..=9).map(|id| node(id, &format!("n{id}"), 8192.0)).collect();
         nodes[0].status = "maintenance".to_owned();
         nodes[1].drain = true;
         nodes[2].health = Health::Offline;
         nodes[3].health = Health::Unknown;
         nodes[4].health = Health::Unreachable;
         nodes[5].provider = "aws".to_owned();
+        nodes[6].lack = Some(Lack::Storage("clients-main".to_owned()));
+        nodes[7].lack = Some(Lack::Template("local:vztmpl/t".to_owned()));
+        nodes[8].used.disk_gb = 490.0;
         let Err(Refusal::NoNode { passed }) = rank(&nodes, "east", WANTED) else { panic!("no refusal") };
-        assert_eq!(passed.len(), 6);
+        let mut codes: Vec<&str> = passed.iter().map(|(_, reason)| reason.code()).collect();
+        codes.dedup();
+        assert_eq!(codes.len(), 9, "{passed:?}");
     }
 
     #[test]
     fn an_unknown_region_is_another_matter_than_a_full_one() {
         let refusal = rank(&[node(1, "a", 8192.0)], "west", WANTED).unwrap_err();
         assert_eq!(refusal, Refusal::UnknownRegion { known: vec!["east".to_owned()] });
+    }
+
+    #[test]
+    fn a_tenants_pods_are_spread_and_a_node_that_fails_is_avoided() {
+        let (mut a, b) = (node(1, "a", 8192.0), node(2, "b", 8192.0));
+        for weights in [Weights::PACK, Weights::SPREAD] {
+            let first = |nodes: &[Candidate]| decide(nodes, "east", WANTED, &weights).unwrap().ranked[0].id;
+            a.signs = Signs::default();
+            assert_eq!(first(&[a.clone(), b.clone()]), 1);
+            a.signs.tenant_pods = 1;
+            assert_eq!(first(&[a.clone(), b.clone()]), 2);
+            a.signs = Signs { failures: 1, ..Signs::default() };
+            assert_eq!(first(&[a.clone(), b.clone()]), 2);
+        }
+    }
+
+    #[test]
+    fn packing_fills_what_is_begun_and_spreading_what_is_empty() {
+        let (mut a, b) = (node(1, "a", 8192.0), node(2, "b", 8192.0));
+        a.used = Size { cores: 16.0, memory_mb: 2048.0, disk_gb: 125.0 };
+        let first = |weights| decide(&[a.clone(), b.clone()], "east", WANTED, &weights).unwrap().ranked[0].id;
+        assert_eq!((first(Weights::PACK), first(Weights::SPREAD)), (1, 2));
     }
 
     #[test]

@@ -8,9 +8,10 @@ use uuid::Uuid;
 
 use super::{
     CreateService, KIND,
+    choose::{Ask, Choice, choose},
     defaults::Defaults,
     error::CreateError,
-    instance::{Instance, InstanceSpec, Net},
+    instance::{Instance, InstanceSpec, Net, Net6},
     payload::{AddressWish, CreateSpec},
     placement::{self, Candidate, Refusal, Size},
     plan::Step,
@@ -28,6 +29,14 @@ use crate::adapters::db::{
 /// How often a transaction that met another is run again.
 const CONFLICT_TRIES: u32 = 5;
 
+/// What was found out about nodes before the transaction.
+struct Nodes<'a> {
+    survey: &'a Survey,
+    candidates: &'a [Candidate],
+    /// Those that could take the pod, best first.
+    ranked: &'a [i32],
+}
+
 /// A reservation to be made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
@@ -42,31 +51,27 @@ impl CreateService {
         let spec = wanted.spec;
         let defaults = self.defaults_of(spec).await?;
         let region = spec.region.clone().unwrap_or_else(|| self.defaults.default_region.clone());
-        let records = nodes::all(&self.db).await?;
-        // An unknown region is known without asking Proxmox.
-        let unasked = self.candidates(&records, &Survey::default());
-        if let Err(refusal @ Refusal::UnknownRegion { .. }) = placement::rank(&unasked, &region, size(spec)) {
-            return Err(CreateError::refused(&region, refusal));
-        }
-        let in_region: Vec<_> = records
-            .iter()
-            .zip(&unasked)
-            .filter(|(_, c)| c.region == region)
-            .map(|(n, _)| n.clone())
-            .collect();
-        let survey = self.sites.survey(&in_region).await?;
+        let ask = Ask {
+            region: region.clone(),
+            size: size(spec),
+            tenant_id: Some(spec.tenant_id),
+            template: defaults.template.clone(),
+            storage: self.defaults.storage.clone(),
+        };
+        let Choice { survey, candidates, outcome } =
+            choose(&self.db, &self.sites, &self.defaults, &ask).await?;
         if let (Some(vmid), None) = (spec.vmid, wanted.moved_from)
             && let Some(by) = self.sites.holder(&survey, vmid).await?
         {
             return Err(CreateError::VmidTaken { vmid, by });
         }
-        let candidates = self.candidates(&records, &survey);
-        let ranked = placement::rank(&candidates, &region, size(spec))
-            .map_err(|refusal| CreateError::refused(&region, refusal))?;
+        let decision = outcome.map_err(|refusal| CreateError::refused(&region, refusal))?;
+        let ranked: Vec<i32> = decision.ranked.iter().map(|node| node.id).collect();
+        let nodes = Nodes { survey: &survey, candidates: &candidates, ranked: &ranked };
 
         let mut tries = 0;
         loop {
-            match self.reserve_once(fence, wanted, &region, &defaults, &survey, &ranked).await {
+            match self.reserve_once(fence, wanted, &region, &defaults, &nodes).await {
                 Err(CreateError::Db(error)) if error.is_conflict() && tries < CONFLICT_TRIES => tries += 1,
                 // A route or a Node worker inserted a row with that VMID meanwhile.
                 Err(CreateError::Db(error)) if is_vmid_clash(&error) && tries < CONFLICT_TRIES => tries += 1,
@@ -75,18 +80,13 @@ impl CreateService {
         }
     }
 
-    fn candidates(&self, records: &[nodes::NodeRecord], survey: &Survey) -> Vec<Candidate> {
-        records.iter().map(|node| self.sites.candidate(node, survey, &self.defaults.default_region)).collect()
-    }
-
     async fn reserve_once(
         &self,
         fence: &Fence,
         wanted: Wanted<'_>,
         region: &str,
         defaults: &Defaults,
-        survey: &Survey,
-        ranked: &[i32],
+        nodes: &Nodes<'_>,
     ) -> Result<Instance, CreateError> {
         let spec = wanted.spec;
         let mut tx = db::begin(&self.db).await?;
@@ -104,12 +104,12 @@ impl CreateService {
             return Err(CreateError::Quota(exceeded));
         }
 
-        let node = self.take_node(&mut tx, region, spec, survey, ranked).await?;
-        nodes::keep_base(&mut tx, node.id).await?;
+        let node = self.take_node(&mut tx, region, spec, nodes).await?;
+        db::nodes::keep_base(&mut tx, node.id).await?;
         let generation = pods::last_generation(&mut tx, pod_id).await? + 1;
-        let vmid = take_vmid(&mut tx, wanted, survey, node.cluster_id, pod_id, generation).await?;
-        let (net, bridge, vlan) =
-            self.take_address(&mut tx, spec, node.cluster_id, pod_id, generation).await?;
+        let vmid = take_vmid(&mut tx, wanted, nodes.survey, node.cluster_id, pod_id, generation).await?;
+        let card = self.take_address(&mut tx, spec, node.cluster_id, pod_id, generation).await?;
+        let net6 = take_v6(&mut tx, &card, node.cluster_id, pod_id, generation).await?;
 
         let instance_spec = InstanceSpec {
             node_name: node.node_name.clone(),
@@ -121,10 +121,11 @@ impl CreateService {
             disk_gb: spec.disk_gb,
             template: defaults.template.clone(),
             storage: self.defaults.storage.clone(),
-            bridge,
-            vlan,
+            bridge: card.bridge.unwrap_or_else(|| self.defaults.bridge.clone()),
+            vlan: card.vlan,
             pool: self.defaults.pool.clone(),
-            net,
+            net: card.net,
+            net6,
             moved_from: wanted.moved_from,
             kind: defaults.kind,
         };
@@ -223,14 +224,17 @@ impl CreateService {
         tx: &mut Tx,
         region: &str,
         spec: &CreateSpec,
-        survey: &Survey,
-        ranked: &[i32],
+        choice: &Nodes<'_>,
     ) -> Result<nodes::NodeRecord, CreateError> {
+        let weights = self.defaults.placement.weights();
         let mut passed = Vec::new();
-        for id in ranked {
+        for id in choice.ranked {
             let Some(node) = nodes::lock(tx, *id).await? else { continue };
-            let candidate = self.sites.candidate(&node, survey, &self.defaults.default_region);
-            match placement::rank(std::slice::from_ref(&candidate), region, size(spec)) {
+            let now = self.sites.candidate(&node, choice.survey, &self.defaults.default_region);
+            // Other rows of the same machine count too; nothing is ever reserved on them.
+            let twins = choice.candidates.iter().filter(|row| row.machine == now.machine && row.id != *id);
+            let rows: Vec<Candidate> = std::iter::once(now.clone()).chain(twins.cloned()).collect();
+            match placement::decide(&rows, region, size(spec), &weights) {
                 Ok(_) => return Ok(node),
                 Err(Refusal::NoNode { passed: reasons }) => passed.extend(reasons),
                 Err(Refusal::UnknownRegion { .. }) => {}
@@ -246,8 +250,8 @@ impl CreateService {
         cluster_id: i32,
         pod_id: Uuid,
         generation: i32,
-    ) -> Result<(Net, String, Option<i32>), CreateError> {
-        let bridge = || self.defaults.bridge.clone();
+    ) -> Result<Card, CreateError> {
+        let on_default = |net| Card { net, bridge: None, vlan: None };
         let (taken, wish) = match spec.address {
             AddressWish::Auto => (pools::take_any(tx, cluster_id, pod_id, generation).await?, None),
             AddressWish::Static { ip, prefix } => {
@@ -263,19 +267,47 @@ impl CreateService {
                     prefix: u8::try_from(address.prefix).unwrap_or(24),
                     gateway: address.gateway,
                 };
-                Ok((net, address.bridge.unwrap_or_else(bridge), address.vlan))
+                Ok(Card { net, bridge: address.bridge, vlan: address.vlan })
             }
-            (Taken::NoPool, None) => Ok((Net::Dhcp, bridge(), None)),
+            (Taken::NoPool, None) => Ok(on_default(Net::Dhcp)),
             // Outside every pool nobody told us the network: /24 unless the
             // payload says, and no gateway, since a guessed one may be another host.
             (Taken::NoPool, Some((ip, prefix))) => {
-                Ok((Net::Static { ip, prefix: prefix.unwrap_or(24), gateway: None }, bridge(), None))
+                Ok(on_default(Net::Static { ip, prefix: prefix.unwrap_or(24), gateway: None }))
             }
             (Taken::Exhausted, _) => Err(CreateError::NoFreeAddress(cluster_id)),
             (Taken::Used(by), wish) => {
                 Err(CreateError::AddressTaken { ip: wish.map(|(ip, _)| ip).unwrap_or_default(), by })
             }
         }
+    }
+}
+
+/// The network card as far as its IPv4 address decides it.
+struct Card {
+    net: Net,
+    /// `None`: the configured one.
+    bridge: Option<String>,
+    vlan: Option<i32>,
+}
+
+/// An IPv6 address beside, where the cluster has a pool on the same bridge and VLAN.
+async fn take_v6(
+    tx: &mut Tx,
+    card: &Card,
+    cluster_id: i32,
+    pod_id: Uuid,
+    generation: i32,
+) -> Result<Option<Net6>, CreateError> {
+    let segment = (card.bridge.as_deref(), card.vlan);
+    match pools::take_v6(tx, cluster_id, segment, pod_id, generation).await? {
+        Taken::Address(address) => Ok(Some(Net6 {
+            ip: address.ip,
+            prefix: u8::try_from(address.prefix).unwrap_or(64),
+            gateway: address.gateway,
+        })),
+        Taken::NoPool => Ok(None),
+        Taken::Exhausted | Taken::Used(_) => Err(CreateError::NoFreeAddress(cluster_id)),
     }
 }
 

@@ -1,21 +1,37 @@
 //! Which API answers for which node, and what all of them say right now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use reqwest::Url;
 
 use super::{
     error::CreateError,
-    placement::{Candidate, Health, Size},
+    placement::{Candidate, Health, Lack, Signs, Size},
 };
 use crate::{
     adapters::{
         db::nodes::NodeRecord,
-        proxmox::{GuestAt, GuestKind, GuestRow, NodeRow, Pve, PveClient, PveError},
+        proxmox::{GuestAt, GuestKind, GuestRow, NodeRow, Pve, PveClient, PveError, ResourceRow},
     },
     config::{ProxmoxConfig, proxmox::base_url},
 };
+
+/// How long it is believed that a node has a template, or has none.
+const TEMPLATE_KNOWN: Duration = Duration::from_secs(60);
+const TEMPLATE_MISSING: Duration = Duration::from_secs(5);
+/// Nodes that are asked for their templates at once.
+const ASKED_AT_ONCE: usize = 8;
+/// Where disk is promised beyond what there is, its storage may be used so far.
+const THIN_USE_MAX: f64 = 0.8;
+const GIB: f64 = 1_073_741_824.0;
+
+/// API, node and template, and whether it was there when.
+type Templates = BTreeMap<(String, String, String), (Instant, bool)>;
 
 /// The Proxmox APIs of this installation.
 #[derive(Debug, Clone)]
@@ -24,6 +40,7 @@ pub struct Sites {
     /// Overrides every node's own address: any member of a cluster relays.
     everywhere: Option<Url>,
     fallback: Option<Url>,
+    templates: Arc<Mutex<Templates>>,
 }
 
 /// What the APIs said.
@@ -35,13 +52,20 @@ pub struct Survey {
     pub guests: Vec<(Url, GuestRow)>,
     /// Whether an API did not answer.
     partial: bool,
+    /// API to everything that it listed.
+    resources: BTreeMap<String, Vec<ResourceRow>>,
 }
 
 impl Sites {
     /// The sites of a configuration.
     #[must_use]
     pub fn new(pve: Pve, config: &ProxmoxConfig) -> Self {
-        Self { pve, everywhere: config.api_url.clone(), fallback: config.fallback_url.clone() }
+        Self {
+            pve,
+            everywhere: config.api_url.clone(),
+            fallback: config.fallback_url.clone(),
+            templates: Arc::default(),
+        }
     }
 
     /// The API of a node whose row says `api_url`.
@@ -69,7 +93,8 @@ impl Sites {
         let bases: BTreeSet<Url> = nodes.iter().filter_map(|node| self.base(&node.api_url).ok()).collect();
         let answers = join_all(bases.into_iter().map(|base| async move {
             let client = self.at(&base);
-            let answer = async { Ok::<_, PveError>((client.nodes().await?, client.guests().await?)) }.await;
+            let answer =
+                async { Ok::<_, PveError>((client.nodes().await?, client.resources().await?)) }.await;
             (base, answer)
         }))
         .await;
@@ -77,9 +102,11 @@ impl Sites {
         let mut first_error = None;
         for (base, answer) in answers {
             match answer {
-                Ok((nodes, guests)) => {
+                Ok((nodes, resources)) => {
                     survey.nodes.insert(base.to_string(), nodes);
-                    survey.guests.extend(guests.into_iter().map(|guest| (base.clone(), guest)));
+                    let guests = resources.iter().filter_map(ResourceRow::guest);
+                    survey.guests.extend(guests.map(|guest| (base.clone(), guest)));
+                    survey.resources.insert(base.to_string(), resources);
                 }
                 Err(error) => {
                     tracing::warn!(api = %base, %error, "a Proxmox API does not answer; its nodes are passed over");
@@ -109,7 +136,7 @@ impl Sites {
                 Some(_) => Health::Offline,
             },
         };
-        let scaled = |total: i32, ratio: f64| f64::from(total) * ratio;
+        let scaled = |total: i32, reserved: f64, ratio: f64| (f64::from(total) - reserved).max(0.0) * ratio;
         #[allow(clippy::cast_precision_loss, reason = "figures of a node are far below 2^52")]
         let used = Size {
             cores: node.used_cores as f64,
@@ -125,12 +152,98 @@ impl Sites {
             status: node.status.clone(),
             drain: node.drain,
             health,
+            lack: None,
             capacity: Size {
-                cores: scaled(node.total_cpu_cores, node.cpu_ratio),
-                memory_mb: scaled(node.total_memory_mb, node.mem_ratio),
-                disk_gb: scaled(node.total_disk_gb, node.disk_ratio),
+                cores: scaled(node.total_cpu_cores, node.cpu_reserved, node.cpu_ratio),
+                memory_mb: scaled(node.total_memory_mb, node.mem_reserved_mb.into(), node.mem_ratio),
+                disk_gb: scaled(node.total_disk_gb, node.disk_reserved_gb.into(), node.disk_ratio),
             },
             used,
+            signs: Signs::default(),
+        }
+    }
+
+    /// Whether a node's storage can take a root disk: it is there, and has room
+    /// whatever the books say. An API that shows no storage at all (the token
+    /// lacks Datastore.Audit) tells nothing.
+    #[must_use]
+    pub fn storage_lack(
+        &self,
+        node: &NodeRecord,
+        survey: &Survey,
+        storage: &str,
+        disk_gb: f64,
+    ) -> Option<Lack> {
+        let base = self.base(&node.api_url).ok()?;
+        let rows = survey.resources.get(base.as_str())?;
+        let mut storages = rows.iter().filter(|row| row.kind == "storage").peekable();
+        storages.peek()?;
+        let missing = || Some(Lack::Storage(storage.to_owned()));
+        let Some(row) =
+            storages.find(|row| row.node == node.node_name && row.storage.as_deref() == Some(storage))
+        else {
+            return missing();
+        };
+        let takes_disks =
+            row.content.as_deref().is_none_or(|list| list.split(',').any(|kind| kind.trim() == "rootdir"));
+        if !takes_disks || row.status.as_deref().is_some_and(|status| status != "available") {
+            return missing();
+        }
+        let (Some(used), Some(total)) = (row.disk, row.maxdisk) else { return None };
+        let full =
+            if node.disk_ratio > 1.0 { used >= total * THIN_USE_MAX } else { total - used < disk_gb * GIB };
+        (total > 0.0 && full).then(|| Lack::StorageRoom(storage.to_owned()))
+    }
+
+    /// The busy part of a node's CPUs when last seen.
+    #[must_use]
+    pub fn cpu_load(&self, node: &NodeRecord, survey: &Survey) -> f64 {
+        let base = self.base(&node.api_url).map(|url| url.to_string()).unwrap_or_default();
+        survey
+            .resources
+            .get(&base)
+            .and_then(|rows| rows.iter().find(|row| row.kind == "node" && row.node == node.node_name))
+            .and_then(|row| row.cpu)
+            .unwrap_or(0.0)
+    }
+
+    /// The ids of those nodes that certainly do not have the template. A node
+    /// that does not tell is not among them: the creation itself will say.
+    pub async fn without_template(&self, nodes: &[&NodeRecord], template: &str) -> BTreeSet<i32> {
+        let Some((storage, _)) = template.split_once(':') else { return BTreeSet::new() };
+        let mut without = BTreeSet::new();
+        for nodes in nodes.chunks(ASKED_AT_ONCE) {
+            let mut asked = Vec::new();
+            for node in nodes {
+                asked.push(self.has_template(node, storage, template));
+            }
+            let answers = join_all(asked).await;
+            without.extend(nodes.iter().zip(answers).filter(|(_, there)| !there).map(|(node, _)| node.id));
+        }
+        without
+    }
+
+    async fn has_template(&self, node: &NodeRecord, storage: &str, template: &str) -> bool {
+        let Ok(base) = self.base(&node.api_url) else { return true };
+        let key = (base.to_string(), node.node_name.clone(), template.to_owned());
+        let known = self.templates.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if let Some((at, there)) = known
+            && at.elapsed() < if there { TEMPLATE_KNOWN } else { TEMPLATE_MISSING }
+        {
+            return there;
+        }
+        match self.at(&base).volumes(&node.node_name, storage, "vztmpl").await {
+            Ok(volumes) => {
+                let there = volumes.iter().any(|volume| volume == template);
+                let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+                templates.retain(|_, (at, _)| at.elapsed() < TEMPLATE_KNOWN);
+                templates.insert(key, (Instant::now(), there));
+                there
+            }
+            Err(error) => {
+                tracing::debug!(node = %node.name, %error, "cannot look for the template; the creation will tell");
+                true
+            }
         }
     }
 

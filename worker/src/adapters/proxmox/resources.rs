@@ -1,0 +1,127 @@
+//! What a whole cluster says of its guests, nodes and storages in one call, and
+//! what a storage holds. The rows come from a broadcast of statistics: up to
+//! ten seconds old, and empty where the token may not look.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::{
+    client::PveClient,
+    error::PveError,
+    types::{GuestRow, lenient_i64},
+};
+
+/// A number, also when it is text; null and nonsense are none.
+fn lenient_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+    .filter(|number: &f64| number.is_finite()))
+}
+
+/// A row of `/cluster/resources`: a guest, a node or a storage, by [`ResourceRow::kind`].
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct ResourceRow {
+    /// `lxc`, `qemu`, `node`, `storage`, or what newer versions have.
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The node that it is, or is on.
+    #[serde(default)]
+    pub node: String,
+    /// Guests: the id.
+    #[serde(default, deserialize_with = "lenient_i64")]
+    pub vmid: Option<i64>,
+    /// Guests: the host name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `running`, `online`, `available`, …
+    #[serde(default)]
+    pub status: Option<String>,
+    /// Guests: the tags.
+    #[serde(default)]
+    pub tags: Option<String>,
+    /// Storages: the name.
+    #[serde(default)]
+    pub storage: Option<String>,
+    /// Storages: what may be on it, comma list.
+    #[serde(default)]
+    pub content: Option<String>,
+    /// Busy part of the CPUs, 0 to 1.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub cpu: Option<f64>,
+    /// Memory in use, bytes.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub mem: Option<f64>,
+    /// Memory there is, bytes.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub maxmem: Option<f64>,
+    /// Disk in use, bytes.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub disk: Option<f64>,
+    /// Disk there is, bytes.
+    #[serde(default, deserialize_with = "lenient_f64")]
+    pub maxdisk: Option<f64>,
+}
+
+impl ResourceRow {
+    /// The row as a guest, when it is one.
+    #[must_use]
+    pub fn guest(&self) -> Option<GuestRow> {
+        matches!(self.kind.as_str(), "lxc" | "qemu").then(|| GuestRow {
+            vmid: self.vmid,
+            node: self.node.clone(),
+            kind: self.kind.clone(),
+            name: self.name.clone(),
+            status: self.status.clone(),
+            tags: self.tags.clone(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct VolumeRow {
+    #[serde(default)]
+    volid: String,
+}
+
+impl PveClient {
+    /// Everything that the cluster knows of: guests, nodes, storages.
+    ///
+    /// # Errors
+    /// [`PveError`].
+    pub async fn resources(&self) -> Result<Vec<ResourceRow>, PveError> {
+        self.get(&["cluster", "resources"], &[]).await
+    }
+
+    /// The volume ids of one kind (`vztmpl`, `backup`, …) on a node's storage.
+    ///
+    /// # Errors
+    /// [`PveError`].
+    pub async fn volumes(&self, node: &str, storage: &str, content: &str) -> Result<Vec<String>, PveError> {
+        let rows: Vec<VolumeRow> =
+            self.get(&["nodes", node, "storage", storage, "content"], &[("content", content)]).await?;
+        Ok(rows.into_iter().map(|row| row.volid).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rows_of_every_kind_are_read_and_only_guests_are_guests() {
+        let rows: Vec<ResourceRow> = serde_json::from_value(json!([
+            {"type": "lxc", "vmid": "121", "node": "pve1", "cpu": "0.5", "maxmem": 1024, "disk": null},
+            {"type": "storage", "storage": "local", "node": "pve1", "maxdisk": 9.5, "content": "vztmpl,backup"},
+            {"type": "sdn", "sdn": "localnetwork", "new": {}}
+        ]))
+        .unwrap();
+        assert_eq!((rows[0].cpu, rows[0].maxmem, rows[0].disk), (Some(0.5), Some(1024.0), None));
+        assert_eq!(rows[0].guest().and_then(|guest| guest.vmid), Some(121));
+        assert!(rows[1].guest().is_none() && rows[2].guest().is_none());
+    }
+}
