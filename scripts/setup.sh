@@ -49,6 +49,8 @@ missing_packages() {
   compgen -G "/usr/share/postgresql/*/extension/uuid-ossp.control" >/dev/null || echo postgresql-contrib
   command -v psql >/dev/null || echo postgresql-client
   command -v setpriv >/dev/null || echo util-linux
+  [ "${FOR:-}" = demo ] || [ -x /usr/sbin/pdns_server ] || echo pdns-server
+  [ "${FOR:-}" = demo ] || [ -e /usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql ] || echo pdns-backend-sqlite3
   [ "${FOR:-}" = demo ] || command -v faketime >/dev/null || echo faketime
   [ "${FOR:-}" = demo ] || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
@@ -66,7 +68,7 @@ forbid_services() {
 }
 
 install_packages() {
-  local packages log service
+  local packages log pair service
   packages=$(missing_packages | tr '\n' ' ')
   [ -n "$packages" ] || return 0
   installing "Debian packages: $packages"
@@ -78,8 +80,10 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages; } >"$log" 2>&1 ||
     { tail -n 15 "$log" >&2; rm -f "$log"; die "apt-get could not install: $packages"; }
   rm -f "$log"
-  for service in redis-server postgresql; do
-    case " $packages " in *" $service "*) ;; *) continue ;; esac
+  # Packages and the services that come with them.
+  for pair in redis-server=redis-server postgresql=postgresql pdns-server=pdns; do
+    case " $packages " in *" ${pair%=*} "*) ;; *) continue ;; esac
+    service=${pair#*=}
     command -v systemctl >/dev/null && as_root systemctl disable --quiet "$service" 2>/dev/null &&
       say "setup: service $service is disabled (tests and demo run their own servers)"
   done

@@ -22,6 +22,7 @@ pub mod node;
 mod pg_install;
 pub mod ports;
 pub mod postgres;
+pub mod powerdns;
 pub mod process;
 pub mod pve;
 pub mod redis_server;

@@ -22,6 +22,7 @@ use crate::{
     serve::serve,
     services::cloudpods::{
         self, CreateHandler, CreateService, Sites,
+        dns::Names,
         operation::{Operation, OperationHandler, OperationService},
     },
     signals,
@@ -31,6 +32,8 @@ use crate::{
 const WAIT_MAX: Duration = Duration::from_secs(15);
 /// How often rows are reconciled that mPanel inserts after it has enqueued.
 const RECONCILE: Duration = Duration::from_secs(5);
+/// How often names of pods are brought up to date.
+const NAMES: Duration = Duration::from_secs(10);
 
 /// Everything that handlers are built from.
 #[derive(Debug)]
@@ -128,6 +131,13 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
 pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
     let app = App::new(config)?;
     let services = services(&app)?;
+    let names = match app.config.dns.clone() {
+        Some(config) => Some(
+            Names::new(app.db.clone(), config)
+                .map_err(|error| Failed::new(Exit::Configuration, error.to_string()))?,
+        ),
+        None => None,
+    };
     let orders = signals::listen();
     let stop = orders.stop.clone();
     let result = tokio::select! {
@@ -136,10 +146,12 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
         ready = ready(&app) => match ready {
             Ok(()) => {
                 let reconciler = tokio::spawn(reconcile(app.db.clone(), stop.clone()));
+                let names = tokio::spawn(keep_names(names, stop.clone()));
                 let served = Box::pin(serve(&app, services, drain, orders)).await;
                 stop.cancel();
                 // It ends by the token; a panic in it has been printed.
                 let _ = reconciler.await;
+                let _ = names.await;
                 served
             }
             Err(failed) => Err(failed),
@@ -233,6 +245,46 @@ async fn reconcile(db: PgPool, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(RECONCILE) => {}
+        }
+    }
+}
+
+/// Brings names of pods up to date at the name server, where one is configured.
+async fn keep_names(names: Option<Names>, stop: CancellationToken) {
+    let Some(names) = names else { return };
+    let mut told: Option<String> = None;
+    loop {
+        let round = tokio::select! {
+            // cancel-safe: what a round leaves half done the next one finds.
+            () = stop.cancelled() => return,
+            round = names.round() => round,
+        };
+        match round {
+            Ok(round) => {
+                if told.take().is_some() {
+                    tracing::info!("names of pods are kept again");
+                }
+                if round != cloudpods::dns::Round::default() {
+                    tracing::info!(
+                        written = round.written,
+                        removed = round.removed,
+                        taken = round.taken,
+                        "names of pods"
+                    );
+                }
+            }
+            // Said once, not every round.
+            Err(error) => {
+                let text = error.to_string();
+                if told.as_ref() != Some(&text) {
+                    tracing::warn!(%error, "names of pods are not kept up to date; trying again");
+                    told = Some(text);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(NAMES) => {}
         }
     }
 }

@@ -34,6 +34,7 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (7, "fleet operations", include_str!("../../migrations/0007_fleet_operations.sql")),
     (20, "fleet node limits", include_str!("../../migrations/0020_fleet_node_limits.sql")),
     (21, "fleet ipam", include_str!("../../migrations/0021_fleet_ipam.sql")),
+    (22, "fleet dns", include_str!("../../migrations/0022_fleet_dns.sql")),
 ];
 
 /// The database could not be brought up to date.

@@ -12,7 +12,9 @@ use std::io::{self, Write as _};
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-pub use self::{check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, plan::plan, pools::pools};
+pub use self::{
+    check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, plan::plan, pools::pools,
+};
 use crate::exit::{Exit, Failed};
 
 /// Writes a line of data.

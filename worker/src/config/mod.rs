@@ -4,6 +4,7 @@
 //! files. Nothing else in the crate may.
 
 pub mod database;
+mod dns;
 pub mod proxmox;
 pub mod redis;
 mod resolve;
@@ -15,6 +16,7 @@ use std::{fmt, time::Duration};
 use sqlx::postgres::PgConnectOptions;
 
 pub use self::{
+    dns::DnsConfig,
     proxmox::{Login, ProxmoxConfig, TlsTrust},
     redis::{PeerLine, RedisConfig},
     resolve::Layers,
@@ -151,6 +153,8 @@ pub struct Config {
     pub proxmox: Option<ProxmoxConfig>,
     /// Defaults of pods.
     pub cloudpods: CloudpodsConfig,
+    /// Names of pods; `None`: nobody keeps them.
+    pub dns: Option<DnsConfig>,
     /// How `run` behaves.
     pub run: RunConfig,
     /// What is logged.
@@ -171,6 +175,7 @@ impl Config {
             Needs::All => (redis::redis(&mut layers), proxmox::proxmox(&mut layers)),
         };
         let cloudpods = cloudpods(&mut layers);
+        let dns = dns::dns(&mut layers);
         let run = run(&mut layers);
         if layers.text("log.format").is_some_and(|format| !matches!(format, "text" | "json")) {
             layers.problem("log.format", "must be text or json");
@@ -181,7 +186,7 @@ impl Config {
         };
         match (database, cloudpods, run) {
             (Some(database), Some(cloudpods), Some(run)) if layers.problems.is_empty() => {
-                Ok(Self { database, redis, proxmox, cloudpods, run, log })
+                Ok(Self { database, redis, proxmox, cloudpods, dns, run, log })
             }
             _ => Err(ConfigError(layers.problems)),
         }

@@ -177,6 +177,23 @@ pub const SETTINGS: &[Setting] = &[
         "pack",
         "pack fills nodes one after the other, spread takes the emptiest first",
     ),
+    setting(
+        "dns.zone",
+        None,
+        None,
+        "pods.example.net",
+        "zone in which pods get names from PowerDNS; without it no names are kept",
+    ),
+    setting("dns.api_url", Some("PDNS_API_URL"), None, "http://127.0.0.1:8081", "PowerDNS's HTTP API"),
+    secret("dns.api_key", "PDNS_API_KEY", "its api-key", "the key of PowerDNS's HTTP API"),
+    setting(
+        "dns.nameservers",
+        None,
+        None,
+        "ns1.example.net,ns2.example.net",
+        "the zone's name servers, comma list; with them a missing zone is made",
+    ),
+    setting("dns.ttl_seconds", None, Some("300"), "300", "how long pods' records may be cached"),
     setting("run.queues", None, None, "cloudpods-create", "queues to serve, comma list; default all"),
     setting(
         "run.exclusive",

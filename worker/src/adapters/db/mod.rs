@@ -5,6 +5,7 @@
 //! zone is: every statement writes `timezone('utc', now())`.
 
 pub mod changes;
+pub mod dns;
 pub mod jobs;
 pub mod ledger;
 pub mod nodes;

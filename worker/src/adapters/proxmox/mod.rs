@@ -15,6 +15,7 @@ mod tls;
 mod types;
 mod upid;
 
+pub(crate) use self::tls::install_provider as install_tls_provider;
 pub use self::{
     client::{Pve, PveClient, SetupError},
     cluster::Backup,

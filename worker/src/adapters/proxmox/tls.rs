@@ -76,7 +76,7 @@ pub(super) fn pinned(fingerprints: Vec<[u8; 32]>) -> Result<ClientConfig, Error>
 }
 
 /// Makes `ring` the process's TLS provider, once; reqwest needs one to be set.
-pub(super) fn install_provider() {
+pub(crate) fn install_provider() {
     // An error means that one is installed already, which is what we want.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
 //! | `defaults`, `reserve`, `create`, `configure`, `run`, `compensate` | carrying them out, step by step |
+//! | `names`, `dns` | names of pods at the name server: decided, and kept up to date |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `choose` | on which node a pod goes: gathers what `placement` decides on |
 //! | `sites` | which Proxmox answers for which node |
@@ -22,10 +23,12 @@ mod compensate;
 mod configure;
 mod create;
 mod defaults;
+pub mod dns;
 mod error;
 mod handler;
 pub mod instance;
 mod json;
+pub mod names;
 pub mod operation;
 pub mod payload;
 pub mod placement;
