@@ -31,10 +31,10 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (3, "fleet cloudpods", include_str!("../../migrations/0003_fleet_cloudpods.sql")),
     (4, "fleet views", include_str!("../../migrations/0004_fleet_views.sql")),
     (5, "fleet outbox", include_str!("../../migrations/0005_fleet_outbox.sql")),
-    (7, "fleet operations", include_str!("../../migrations/0007_fleet_operations.sql")),
-    (20, "fleet node limits", include_str!("../../migrations/0020_fleet_node_limits.sql")),
-    (21, "fleet ipam", include_str!("../../migrations/0021_fleet_ipam.sql")),
-    (22, "fleet dns", include_str!("../../migrations/0022_fleet_dns.sql")),
+    (6, "fleet operations", include_str!("../../migrations/0006_fleet_operations.sql")),
+    (7, "fleet node limits", include_str!("../../migrations/0007_fleet_node_limits.sql")),
+    (8, "fleet ipam", include_str!("../../migrations/0008_fleet_ipam.sql")),
+    (9, "fleet dns", include_str!("../../migrations/0009_fleet_dns.sql")),
 ];
 
 /// The database could not be brought up to date.
