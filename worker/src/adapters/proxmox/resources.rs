@@ -2,24 +2,13 @@
 //! what a storage holds. The rows come from a broadcast of statistics: up to
 //! ten seconds old, and empty where the token may not look.
 
-use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::{
     client::PveClient,
     error::PveError,
-    types::{GuestRow, lenient_i64},
+    types::{GuestRow, Usage, lenient_i64},
 };
-
-/// A number, also when it is text; null and nonsense are none.
-fn lenient_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
-    Ok(match Value::deserialize(deserializer)? {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-    .filter(|number: &f64| number.is_finite()))
-}
 
 /// A row of `/cluster/resources`: a guest, a node or a storage, by [`ResourceRow::kind`].
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -48,21 +37,9 @@ pub struct ResourceRow {
     /// Storages: what may be on it, comma list.
     #[serde(default)]
     pub content: Option<String>,
-    /// Busy part of the CPUs, 0 to 1.
-    #[serde(default, deserialize_with = "lenient_f64")]
-    pub cpu: Option<f64>,
-    /// Memory in use, bytes.
-    #[serde(default, deserialize_with = "lenient_f64")]
-    pub mem: Option<f64>,
-    /// Memory there is, bytes.
-    #[serde(default, deserialize_with = "lenient_f64")]
-    pub maxmem: Option<f64>,
-    /// Disk in use, bytes.
-    #[serde(default, deserialize_with = "lenient_f64")]
-    pub disk: Option<f64>,
-    /// Disk there is, bytes.
-    #[serde(default, deserialize_with = "lenient_f64")]
-    pub maxdisk: Option<f64>,
+    /// What is in use, and what there is.
+    #[serde(flatten)]
+    pub usage: Usage,
 }
 
 impl ResourceRow {
@@ -76,6 +53,7 @@ impl ResourceRow {
             name: self.name.clone(),
             status: self.status.clone(),
             tags: self.tags.clone(),
+            usage: self.usage,
         })
     }
 }
@@ -116,11 +94,12 @@ mod tests {
     fn rows_of_every_kind_are_read_and_only_guests_are_guests() {
         let rows: Vec<ResourceRow> = serde_json::from_value(json!([
             {"type": "lxc", "vmid": "121", "node": "pve1", "cpu": "0.5", "maxmem": 1024, "disk": null},
-            {"type": "storage", "storage": "local", "node": "pve1", "maxdisk": 9.5, "content": "vztmpl,backup"},
+            {"type": "storage", "storage": "local", "node": "pve1", "maxdisk": 9, "content": "vztmpl,backup"},
             {"type": "sdn", "sdn": "localnetwork", "new": {}}
         ]))
         .unwrap();
-        assert_eq!((rows[0].cpu, rows[0].maxmem, rows[0].disk), (Some(0.5), Some(1024.0), None));
+        let usage = &rows[0].usage;
+        assert_eq!((usage.cpu, usage.maxmem, usage.disk), (Some(0.5), Some(1024), None));
         assert_eq!(rows[0].guest().and_then(|guest| guest.vmid), Some(121));
         assert!(rows[1].guest().is_none() && rows[2].guest().is_none());
     }

@@ -26,7 +26,8 @@ fn lenient_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>
         Value::Number(number) => number.as_f64(),
         Value::String(text) => text.trim().parse().ok(),
         _ => None,
-    })
+    }
+    .filter(|number: &f64| number.is_finite()))
 }
 
 /// A yes or no in any of its spellings; absent is no.
@@ -65,7 +66,7 @@ pub struct GuestRow {
     pub usage: Usage,
 }
 
-/// What a guest uses; in lists up to ten seconds old.
+/// What a guest, a node or a storage uses; in lists up to ten seconds old.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 pub struct Usage {
     /// Share of its own cores, 0 to 1.

@@ -189,7 +189,9 @@ impl Sites {
         if !takes_disks || row.status.as_deref().is_some_and(|status| status != "available") {
             return missing();
         }
-        let (Some(used), Some(total)) = (row.disk, row.maxdisk) else { return None };
+        let (Some(used), Some(total)) = (row.usage.disk, row.usage.maxdisk) else { return None };
+        #[allow(clippy::cast_precision_loss, reason = "sizes of storages are far below 2^52")]
+        let (used, total) = (used as f64, total as f64);
         let full =
             if node.disk_ratio > 1.0 { used >= total * THIN_USE_MAX } else { total - used < disk_gb * GIB };
         (total > 0.0 && full).then(|| Lack::StorageRoom(storage.to_owned()))
@@ -203,7 +205,7 @@ impl Sites {
             .resources
             .get(&base)
             .and_then(|rows| rows.iter().find(|row| row.kind == "node" && row.node == node.node_name))
-            .and_then(|row| row.cpu)
+            .and_then(|row| row.usage.cpu)
             .unwrap_or(0.0)
     }
 
