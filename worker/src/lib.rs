@@ -10,6 +10,7 @@
 //! | [`services`] | what we do for mPanel; they never import each other |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
+//! | [`intake`] | job rows that say `queued`, on their way to Redis |
 //! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod exit;
+pub mod intake;
 pub mod migrate;
 pub mod neighbours;
 pub mod outbox;

@@ -3,6 +3,7 @@
 //! Before anything is changed the tables that mPanel must have made are looked
 //! at, so that a wrong database is refused with a sentence and left as it was.
 
+mod extras;
 mod shapes;
 
 use std::{borrow::Cow, time::Duration};
@@ -14,6 +15,7 @@ use sqlx::{
 };
 use tokio::time::{Instant, sleep};
 
+pub use self::extras::QUEUED_ROWS_CHANNEL;
 use self::shapes::{SHAPES, Shape};
 
 /// Our bookkeeping table; sqlx's default name could be taken by another program.
@@ -153,6 +155,7 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
         }
     }
     let after = applied(connection).await?;
+    extras::make(connection).await;
     Ok(after.into_iter().filter(|version| !before.contains(version)).collect())
 }
 

@@ -13,7 +13,8 @@ use crate::{
     app::{App, QueueService, ServiceHandler},
     config::PeerLine,
     exit::{Exit, Failed},
-    neighbours, outbox,
+    intake, neighbours, outbox,
+    services::cloudpods::intake::Intake,
     signals::Orders,
 };
 
@@ -61,6 +62,8 @@ pub async fn serve(
         .map_err(of_engine)?;
     let relay_stop = stop.child_token();
     let relay = tokio::spawn(outbox::relay(app.db.clone(), redis, prefix, peer, relay_stop.clone()));
+    let intake = Intake::new(app.db.clone(), engine.clone(), &queues);
+    let intake = tokio::spawn(intake::keep(intake, app.config.database.options.clone(), stop.child_token()));
     tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
     tell_systemd(NotifyState::Ready);
 
@@ -83,6 +86,8 @@ pub async fn serve(
     relay_stop.cancel();
     // A panic in it has been printed.
     let _ = relay.await;
+    intake.abort();
+    let _ = intake.await;
     let unfinished: usize = reports.iter().map(|report| report.unfinished).sum();
     if unfinished > 0 {
         tracing::warn!(unfinished, "some jobs did not end in time; they are rescued when their locks expire");

@@ -20,7 +20,7 @@ async fn mpanel() -> (sqlx::postgres::PgConnectOptions, PgPool) {
     (options.clone(), db::pool(options, 4))
 }
 
-/// Every column, constraint and index of tables that are not ours.
+/// Every column, constraint, index and trigger of tables that are not ours; extras of ours aside.
 async fn foreign_shape(db: &PgPool) -> Vec<String> {
     sqlx::query_scalar(
         "SELECT 'column ' || table_name || '.' || column_name || ' ' || data_type || ' ' || coalesce(column_default, '')
@@ -30,9 +30,10 @@ async fn foreign_shape(db: &PgPool) -> Vec<String> {
            WHERE conrelid <> 0 AND conrelid::regclass::text NOT LIKE 'fleet%'
              AND connamespace = 'public'::regnamespace
          UNION ALL SELECT 'index ' || tablename || ' ' || indexdef FROM pg_indexes
-           WHERE schemaname = 'public' AND tablename NOT LIKE 'fleet%'
+           WHERE schemaname = 'public' AND tablename NOT LIKE 'fleet%' AND indexname NOT LIKE 'fleet%'
          UNION ALL SELECT 'trigger ' || tgrelid::regclass || ' ' || tgname FROM pg_trigger
            WHERE tgrelid::regclass::text NOT LIKE 'fleet%' AND NOT tgisinternal
+             AND tgname NOT LIKE 'fleet%'
          ORDER BY 1",
     )
     .fetch_all(db)
@@ -130,4 +131,38 @@ async fn the_views_show_the_documents_words_with_all_columns() {
     };
     assert_eq!(columns("fleet_cloud_pods").await, columns("cloud_pods").await);
     assert_eq!(columns("fleet_cloud_pod_jobs").await, columns("cloud_pod_jobs").await);
+}
+
+/// The names of our extras on mPanel's tables.
+async fn extras(db: &PgPool) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT indexname::text FROM pg_indexes WHERE tablename = 'cloud_pod_jobs' AND indexname LIKE 'fleet%'
+         UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgrelid = 'cloud_pod_jobs'::regclass AND tgname LIKE 'fleet%'
+         ORDER BY 1",
+    )
+    .fetch_all(db)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn extras_on_mpanels_tables_are_made_where_the_role_may_and_missed_nowhere() {
+    let (options, db) = mpanel().await;
+    // Everything that the fleet needs, and none of mPanel's tables its own.
+    let name = format!("fleet_{}", uuid::Uuid::new_v4().simple());
+    for statement in [
+        format!("CREATE ROLE {name} LOGIN"),
+        format!("GRANT USAGE, CREATE ON SCHEMA public TO {name}"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE, REFERENCES ON ALL TABLES IN SCHEMA public TO {name}"),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&db).await.unwrap();
+    }
+    migrate::up(&options.clone().username(&name)).await.unwrap();
+    migrate::check_current(&db).await.unwrap();
+    assert_eq!(extras(&db).await, [""; 0]);
+    // Who owns the tables makes them, once.
+    for _ in 0..2 {
+        migrate::up(&options).await.unwrap();
+        assert_eq!(extras(&db).await, ["fleet_cloud_pod_jobs_bull", "fleet_queued_row"]);
+    }
 }

@@ -64,7 +64,7 @@ async fn survives(
     let world = &stage.world;
     assert_eq!(world.one("SELECT count(*) FROM fleet_effect WHERE job_id = 'op'").await, "1");
     assert_eq!(world.one("SELECT count(*) FROM fleet_pod_leases").await, "0");
-    let kind = operation.row_kind().unwrap();
+    let kind = operation.row_kind();
     assert!(world.job_row(kind).await.starts_with("success ") && !world.job_row(kind).await.contains(';'));
     world.assert_sound();
     (stage, result)

@@ -59,7 +59,18 @@ macro_rules! kinds {
                 subject(self)
             }
         }
-    )*};
+    )*
+
+        /// Name and options of the jobs in one of mPanel's queues, for who has a
+        /// payload that may not be one. `None`: the queue is not mPanel's.
+        #[must_use]
+        pub fn defaults_of(queue: &str) -> Option<(&'static str, JobOptions)> {
+            match queue {
+                $($queue => Some(($name, $options)),)*
+                _ => None,
+            }
+        }
+    };
 }
 
 kinds! {
@@ -88,6 +99,8 @@ mod tests {
         .unwrap();
         assert_eq!((CreatePayload::QUEUE, CreatePayload::NAME), ("cloudpods-create", "create"));
         assert_eq!(payload.subject(), "121");
+        assert_eq!(defaults_of("cloudpods-create"), Some(("create", payload.options())));
+        assert_eq!(defaults_of("mails"), None);
         let stored: serde_json::Value = serde_json::to_value(payload.options()).unwrap();
         assert_eq!(
             stored,

@@ -13,4 +13,4 @@ pub mod guardian;
 mod kinds;
 
 pub use fields::{FieldProblem, Fields, PayloadError};
-pub use kinds::MpanelJob;
+pub use kinds::{MpanelJob, defaults_of};

@@ -43,6 +43,31 @@ pub async fn adopt(
     payload: &Value,
     attempt: u32,
 ) -> Result<Adopted, DbError> {
+    if let Some(adopted) = start(tx, fence, own_row_id, kind, attempt).await? {
+        return Ok(adopted);
+    }
+    let id = insert(tx, fence, kind, tenant_id, payload, attempt).await?;
+    sqlx::query("UPDATE fleet_job_fence SET own_row_id = $3 WHERE queue = $1 AND job_id = $2")
+        .bind(&fence.queue)
+        .bind(&fence.job_id)
+        .bind(id)
+        .execute(&mut **tx)
+        .await
+        .attempting("note our own job row")?;
+    Ok(Adopted::Running)
+}
+
+/// Sets the job's row to `running`, if there is one.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn start(
+    tx: &mut Tx,
+    fence: &Fence,
+    own_row_id: Option<Uuid>,
+    kind: &str,
+    attempt: u32,
+) -> Result<Option<Adopted>, DbError> {
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, status, error FROM cloud_pod_jobs WHERE bull_job_id = $1 AND type = $2
          ORDER BY created_at, id FOR UPDATE",
@@ -53,18 +78,10 @@ pub async fn adopt(
     .await
     .attempting("look for the job's row")?;
     if rows.iter().any(|row| row.status == "failed" && row.error.as_deref() == Some(CANCELLED)) {
-        return Ok(Adopted::Cancelled);
+        return Ok(Some(Adopted::Cancelled));
     }
     if rows.is_empty() {
-        let id = insert(tx, fence, kind, tenant_id, payload, attempt).await?;
-        sqlx::query("UPDATE fleet_job_fence SET own_row_id = $3 WHERE queue = $1 AND job_id = $2")
-            .bind(&fence.queue)
-            .bind(&fence.job_id)
-            .bind(id)
-            .execute(&mut **tx)
-            .await
-            .attempting("note our own job row")?;
-        return Ok(Adopted::Running);
+        return Ok(None);
     }
     let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
     drop_own(tx, fence, kind, own_row_id).await?;
@@ -79,7 +96,7 @@ pub async fn adopt(
     .execute(&mut **tx)
     .await
     .attempting("set the job's row to running")?;
-    Ok(Adopted::Running)
+    Ok(Some(Adopted::Running))
 }
 
 async fn insert(
@@ -202,8 +219,8 @@ struct Late {
 }
 
 /// Brings rows up to date that mPanel inserted after their job had started or
-/// ended. A row that an operator set back to `queued` has been started before
-/// and is left alone. Answers how many jobs were mended.
+/// ended. A row that was adopted, failed, and says `queued` again was set back by
+/// an operator and is left alone. Answers how many jobs were mended.
 ///
 /// # Errors
 /// [`DbError::Sql`].
@@ -212,6 +229,7 @@ pub async fn reconcile_late_rows(pool: &PgPool, queue: &str, kind: &str) -> Resu
         "SELECT DISTINCT j.bull_job_id FROM cloud_pod_jobs j
          JOIN fleet_job_fence f ON f.queue = $1 AND f.job_id = j.bull_job_id
          WHERE j.status = 'queued' AND j.type = $2 AND j.started_at IS NULL AND j.finished_at IS NULL
+           AND (f.own_row_id IS NOT NULL OR f.outcome IS DISTINCT FROM 'failed')
          LIMIT 500",
     )
     .bind(queue)

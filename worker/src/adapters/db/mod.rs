@@ -13,6 +13,7 @@ pub mod operations;
 pub mod pods;
 pub mod pool_admin;
 pub mod pools;
+pub mod queued_rows;
 pub mod quota;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@
 //! | `json`, `payload`, `quota`, `placement`, `plan`, `instance` | decisions, pure |
 //! | `defaults`, `reserve`, `create`, `configure`, `run`, `compensate` | carrying them out, step by step |
 //! | `names`, `dns` | names of pods at the name server: decided, and kept up to date |
+//! | `intake` | rows that say `queued`: jobs that nobody has enqueued, or that are to run again |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `choose` | on which node a pod goes: gathers what `placement` decides on |
 //! | `sites` | which Proxmox answers for which node |
@@ -27,6 +28,7 @@ pub mod dns;
 mod error;
 mod handler;
 pub mod instance;
+pub mod intake;
 mod json;
 pub mod names;
 pub mod operation;
@@ -301,9 +303,7 @@ impl CreateService {
 pub async fn reconcile_late_rows(db: &PgPool) -> Result<u64, DbError> {
     let mut mended = jobs::reconcile_late_rows(db, CREATE_QUEUE, KIND).await?;
     for operation in operation::Operation::ALL {
-        if let Some(kind) = operation.row_kind() {
-            mended += jobs::reconcile_late_rows(db, operation.queue(), kind).await?;
-        }
+        mended += jobs::reconcile_late_rows(db, operation.queue(), operation.row_kind()).await?;
     }
     Ok(mended + changes::repair_deleted(db).await?)
 }

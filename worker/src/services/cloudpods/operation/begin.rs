@@ -37,7 +37,7 @@ impl OperationService {
         payload: &Value,
         target: Target,
     ) -> Result<Option<Work<'_>>, OpError> {
-        let kind = operation.row_kind().unwrap_or_default();
+        let kind = operation.row_kind();
         let mut tx = db::begin(&self.db).await?;
         let record = ledger::hold_fence(&mut tx, fence).await?;
         let pod = self.target(&mut tx, target).await?;
@@ -96,7 +96,7 @@ impl OperationService {
     /// The pod was destroyed before, by whomever: that is what was asked for.
     pub(super) async fn gone_already(&self, fence: &Fence, target: Target) -> Result<Value, OpError> {
         let result = serde_json::json!({ "success": true, "vmid": target.vmid });
-        let kind = Operation::Destroy.row_kind().unwrap_or_default();
+        let kind = Operation::Destroy.row_kind();
         let mut tx = db::begin(&self.db).await?;
         let record = ledger::hold_fence(&mut tx, fence).await?;
         ledger::insert_effect(&mut tx, fence, EFFECT, &result).await?;

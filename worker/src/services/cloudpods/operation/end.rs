@@ -58,10 +58,8 @@ impl Work<'_> {
         data["requestedBy"] = json!(self.requested_by);
         ledger::insert_effect(&mut tx, fence, EFFECT, result).await?;
         pods::event(&mut tx, pod.tenant_id, Some(pod.id), event, message, &data).await?;
-        if let Some(kind) = self.operation.row_kind() {
-            let ending = Ending::Success(result);
-            jobs::finish(&mut tx, fence, record.own_row_id, kind, Some(pod.id), ending).await?;
-        }
+        let kind = self.operation.row_kind();
+        jobs::finish(&mut tx, fence, record.own_row_id, kind, Some(pod.id), Ending::Success(result)).await?;
         ledger::note_outcome(&mut tx, fence, Ok(result)).await?;
         operations::release_lease(&mut tx, fence).await?;
         Ok(db::commit(tx).await?)
@@ -82,7 +80,7 @@ impl OperationService {
         payload: &Value,
         reason: &str,
     ) -> Result<(), OpError> {
-        let Some(kind) = operation.row_kind() else { return Ok(()) };
+        let kind = operation.row_kind();
         let fence = match before {
             Before::NeverRan => ledger::take_fence(&self.db, job.start()).await?,
             Before::Ran => match ledger::take_fence_if_latest(&self.db, job.start()).await {
@@ -97,8 +95,11 @@ impl OperationService {
             tracing::warn!(job = %job.job_id, "the job is failed from outside, but its work is done and stays");
             return Ok(());
         }
-        let undone = self.undo(operation, &fence).await?;
         let reason: String = reason.chars().filter(|c| *c != '\0').take(REASON_MAX).collect();
+        if operation == Operation::Health {
+            return self.end_health(&fence, None, Err(&reason)).await;
+        }
+        let undone = self.undo(operation, &fence).await?;
         let mut tx = db::begin(&self.db).await?;
         let record = ledger::hold_fence(&mut tx, &fence).await?;
         if let Some(begun) = operations::begun(&mut tx, &fence).await? {

@@ -6,11 +6,13 @@ use std::collections::HashMap;
 use mpanel_protocol::payload::cloudpods::HealthTrigger;
 use serde::Serialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{EFFECT, OpError, OperationService, Target, find::Seen};
 use crate::adapters::{
     db::{
         self, changes,
+        jobs::{self, Adopted, Ending},
         ledger::{self, Fence},
         nodes,
         operations::{self, PodRecord},
@@ -115,6 +117,33 @@ fn percent(share: f64) -> f64 {
 }
 
 impl OperationService {
+    /// A row that mPanel has made for the job says `running`; an operator's
+    /// cancellation is honoured.
+    pub(super) async fn begin_health(&self, fence: &Fence, job: &super::JobRef) -> Result<(), OpError> {
+        let mut tx = db::begin(&self.db).await?;
+        let record = ledger::hold_fence(&mut tx, fence).await?;
+        let kind = super::Operation::Health.row_kind();
+        let adopted = jobs::start(&mut tx, fence, record.own_row_id, kind, job.attempt).await?;
+        if adopted == Some(Adopted::Cancelled) {
+            return Err(OpError::Cancelled);
+        }
+        Ok(db::commit(tx).await?)
+    }
+
+    /// A row that mPanel has made for the job says how it ended; one that comes
+    /// later finds the outcome.
+    pub(super) async fn end_health(
+        &self,
+        fence: &Fence,
+        pod_id: Option<Uuid>,
+        result: Result<&Value, &str>,
+    ) -> Result<(), OpError> {
+        let mut tx = db::begin(&self.db).await?;
+        ledger::hold_fence(&mut tx, fence).await?;
+        end_rows(&mut tx, fence, pod_id, result).await?;
+        Ok(db::commit(tx).await?)
+    }
+
     pub(super) async fn health(
         &self,
         fence: &Fence,
@@ -147,7 +176,7 @@ impl OperationService {
         ledger::insert_effect(&mut tx, fence, EFFECT, &result).await?;
         changes::set_health(&mut tx, &[pod.id], &[level]).await?;
         pods::event(&mut tx, pod.tenant_id, Some(pod.id), "HEALTH_CHECK", &message, &data).await?;
-        ledger::note_outcome(&mut tx, fence, Ok(&result)).await?;
+        end_rows(&mut tx, fence, Some(pod.id), Ok(&result)).await?;
         db::commit(tx).await?;
         Ok(result)
     }
@@ -204,7 +233,13 @@ impl OperationService {
     }
 
     /// All active pods, by one question to each API; written in one statement.
-    pub(super) async fn sweep(&self) -> Result<Value, OpError> {
+    pub(super) async fn sweep(&self, fence: &Fence) -> Result<Value, OpError> {
+        let result = self.look_at_all().await?;
+        self.end_health(fence, None, Ok(&result)).await?;
+        Ok(result)
+    }
+
+    async fn look_at_all(&self) -> Result<Value, OpError> {
         let active = operations::active_pods(&self.db).await?;
         if active.is_empty() {
             return Ok(json!({ "success": true, "total": 0, "healthy": 0 }));
@@ -243,6 +278,17 @@ impl OperationService {
         db::commit(tx).await?;
         Ok(json!({ "success": true, "total": found.len(), "healthy": healthy }))
     }
+}
+
+async fn end_rows(
+    tx: &mut db::Tx,
+    fence: &Fence,
+    pod_id: Option<Uuid>,
+    result: Result<&Value, &str>,
+) -> Result<(), db::DbError> {
+    let ending = result.map_or_else(Ending::Failed, Ending::Success);
+    jobs::finish(tx, fence, None, super::Operation::Health.row_kind(), pod_id, ending).await?;
+    ledger::note_outcome(tx, fence, result).await
 }
 
 /// Status, usage and address of a guest.

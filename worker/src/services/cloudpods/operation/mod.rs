@@ -120,8 +120,12 @@ impl OperationService {
             return Ok(result);
         }
         let (target, wish, requested_by) = match request::read(operation, payload)? {
-            Request::Sweep => return self.sweep().await,
+            Request::Sweep => {
+                self.begin_health(fence, job).await?;
+                return self.sweep(fence).await;
+            }
             Request::Pod { target, wish: Wish::Health(trigger), .. } => {
+                self.begin_health(fence, job).await?;
                 return Box::pin(self.health(fence, target, trigger)).await;
             }
             Request::Pod { target, wish, requested_by } => (target, wish, requested_by),

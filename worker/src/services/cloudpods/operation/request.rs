@@ -54,15 +54,16 @@ impl Operation {
         }
     }
 
-    /// The job's `type` in `cloud_pod_jobs`; mPanel's health jobs have no row.
+    /// The job's `type` in `cloud_pod_jobs`. (Health jobs get no row from us, as
+    /// they get none from mPanel's workers; one that is there is adopted.)
     #[must_use]
-    pub fn row_kind(self) -> Option<&'static str> {
+    pub fn row_kind(self) -> &'static str {
         match self {
-            Self::Destroy => Some("DESTROY"),
-            Self::Backup => Some("BACKUP"),
-            Self::Scale => Some("SCALE"),
-            Self::Action => Some("ACTION"),
-            Self::Health => None,
+            Self::Destroy => "DESTROY",
+            Self::Backup => "BACKUP",
+            Self::Scale => "SCALE",
+            Self::Action => "ACTION",
+            Self::Health => "HEALTH_CHECK",
         }
     }
 
