@@ -125,7 +125,8 @@ fn start(app: &App, engine: &Engine, service: QueueService, name: &str) -> Resul
         .name(name)
         .concurrency(usize::try_from(service.concurrency).unwrap_or(1))
         .lock(run.lock)
-        .stalled_interval(run.stalled_interval);
+        .stalled_interval(run.stalled_interval)
+        .stalls_allowed(run.stalls_allowed);
     match service.handler {
         ServiceHandler::CloudpodsCreate(handler) => worker.handle("create", handler).start(),
         // The queue says what is to be done; mPanel's health queue has two names for its jobs.

@@ -131,6 +131,8 @@ pub struct RunConfig {
     pub lock: Duration,
     /// How often jobs of dead workers are looked for.
     pub stalled_interval: Duration,
+    /// How often a job may lose its worker before it is failed.
+    pub stalls_allowed: u32,
 }
 
 /// What is logged, and how.
@@ -270,6 +272,7 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
     let drain = layers.number("run.drain_seconds", 0, 86_400);
     let lock = layers.number("run.lock_ms", 1_000, 3_600_000);
     let stalled = layers.number("run.stalled_ms", 1_000, 3_600_000);
+    let stalls = layers.number("run.stalls_allowed", 0, 1_000_000);
     Some(RunConfig {
         queues: queues.filter(|queues| !queues.is_empty()),
         exclusive: exclusive?,
@@ -277,6 +280,7 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
         drain_timeout: Duration::from_secs(drain?),
         lock: Duration::from_millis(lock?),
         stalled_interval: Duration::from_millis(stalled?),
+        stalls_allowed: u32::try_from(stalls?).ok()?,
     })
 }
 

@@ -213,6 +213,13 @@ pub const SETTINGS: &[Setting] = &[
     setting("run.lock_ms", None, Some("30000"), "30000", "how long a job's lock lives without renewal"),
     setting("run.stalled_ms", None, Some("30000"), "30000", "how often jobs of dead workers are looked for"),
     setting(
+        "run.stalls_allowed",
+        None,
+        Some("10"),
+        "10",
+        "how often a job may lose its worker before it is failed; every step may be entered again, so a crash is not the job's fault",
+    ),
+    setting(
         "log.level",
         Some("RUST_LOG"),
         Some("info,sqlx=warn"),
