@@ -48,6 +48,7 @@ missing_packages() {
   compgen -G "$bin/*/bin/initdb" >/dev/null || echo postgresql
   compgen -G "/usr/share/postgresql/*/extension/uuid-ossp.control" >/dev/null || echo postgresql-contrib
   command -v psql >/dev/null || echo postgresql-client
+  [ "${FOR:-}" = demo ] || command -v systemd-analyze >/dev/null || echo systemd
   command -v setpriv >/dev/null || echo util-linux
   [ "${FOR:-}" = demo ] || [ -x /usr/sbin/pdns_server ] || echo pdns-server
   [ "${FOR:-}" = demo ] || [ -e /usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql ] || echo pdns-backend-sqlite3

@@ -295,6 +295,11 @@ impl CreateService {
     }
 }
 
+/// The queues of this service.
+pub fn queues() -> impl Iterator<Item = &'static str> {
+    std::iter::once(CREATE_QUEUE).chain(operation::Operation::ALL.map(operation::Operation::queue))
+}
+
 /// Brings rows up to date that mPanel's routes wrote late: they enqueue first.
 /// Run it every few seconds.
 ///
