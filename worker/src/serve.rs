@@ -4,7 +4,8 @@
 use futures_util::future::join_all;
 use mpanel_connect::{ConnectError, Redis};
 use mpanel_engine::{Engine, EngineError, Worker};
-use mpanel_protocol::{ids::Prefix, peer::Peer};
+use mpanel_producer::Producer;
+use mpanel_protocol::{ids::Prefix, payload::cloudpods::HEALTH_QUEUE, peer::Peer};
 use sd_notify::NotifyState;
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use crate::{
     config::PeerLine,
     exit::{Exit, Failed},
     intake, neighbours, outbox,
-    services::cloudpods::intake::Intake,
+    services::cloudpods::{intake::Intake, sweeps},
     signals::Orders,
 };
 
@@ -61,9 +62,13 @@ pub async fn serve(
         .collect::<Result<Vec<Worker>, EngineError>>()
         .map_err(of_engine)?;
     let relay_stop = stop.child_token();
-    let relay = tokio::spawn(outbox::relay(app.db.clone(), redis, prefix, peer, relay_stop.clone()));
+    let relay =
+        tokio::spawn(outbox::relay(app.db.clone(), redis.clone(), prefix.clone(), peer, relay_stop.clone()));
     let intake = Intake::new(app.db.clone(), engine.clone(), &queues);
     let intake = tokio::spawn(intake::keep(intake, app.config.database.options.clone(), stop.child_token()));
+    if queues.contains(&HEALTH_QUEUE) && !app.config.cloudpods.sweep_every.is_zero() {
+        schedule_sweeps(app, &redis, &prefix, peer).await;
+    }
     tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
     tell_systemd(NotifyState::Ready);
 
@@ -94,6 +99,20 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Jobs are served with or without it: what goes wrong is told.
+async fn schedule_sweeps(app: &App, redis: &Redis, prefix: &Prefix, peer: Peer) {
+    let every = app.config.cloudpods.sweep_every;
+    let ensured = async {
+        let producer = Producer::builder(redis.clone()).prefix(prefix.clone()).peer(peer).connect().await?;
+        sweeps::ensure(&producer, peer, every).await
+    };
+    match ensured.await {
+        Ok(true) => tracing::info!(minutes = every.as_secs() / 60, "the health sweep is scheduled"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "the health sweep is not scheduled; the next start tries again"),
+    }
 }
 
 /// Lets the workers take jobs or not, as told.

@@ -177,3 +177,33 @@ async fn killed_while_it_reboots() {
         rebooted(busy(), None, ("power", NAMED, "true")),
     );
 }
+
+#[tokio::test]
+async fn the_health_sweep_is_scheduled_once_whoever_starts_and_with_which_interval() {
+    let stage = Stage::new().await;
+    let queue = stage.node.queue(BullVersion::V5, "cloudpods-health");
+    let scheduled = async || -> Vec<Value> {
+        let listed = queue.queue_call("getRepeatableJobs", vec![]).await.unwrap();
+        let rows = listed.as_array().unwrap().iter();
+        rows.map(|row| json!([row["name"], row["every"]])).collect()
+    };
+    let run = ["run", "--queues", "cloudpods-health"];
+    let five = json!(["scheduled-health-sweep", "300000"]);
+    let first = stage.program(&run, &[]).start().unwrap();
+    first.wait_line(" ready ", SOON).await.unwrap();
+    assert_eq!(scheduled().await, [five.clone()]);
+    // mPanel's own call finds it; its call with another interval adds one, as ever.
+    let mpanel = stage.node.mpanel(BullVersion::V5);
+    mpanel.schedule_health_checks(5.0).await.unwrap();
+    assert_eq!(scheduled().await, [five.clone()]);
+    mpanel.schedule_health_checks(7.0).await.unwrap();
+    assert_eq!(scheduled().await.len(), 2);
+    drop(first);
+    let off = stage.program(&run, &[("HEALTH_CHECK_INTERVAL", "0")]).start().unwrap();
+    off.wait_line(" ready ", SOON).await.unwrap();
+    assert_eq!(scheduled().await.len(), 2, "0 leaves them alone");
+    let second = stage.program(&run, &[("HEALTH_CHECK_INTERVAL", "9")]).start().unwrap();
+    second.wait_line(" ready ", SOON).await.unwrap();
+    assert_eq!(scheduled().await, [json!(["scheduled-health-sweep", "540000"])]);
+    assert_eq!(queue.counts(&["delayed"]).await.unwrap()["delayed"], 1);
+}

@@ -103,6 +103,8 @@ pub struct CloudpodsConfig {
     pub backup_storage: Option<String>,
     /// How long a started pod may take to show its DHCP address.
     pub address_wait: Duration,
+    /// Between two health sweeps; zero leaves their schedule alone.
+    pub sweep_every: Duration,
     /// Whether nodes are filled one after the other, or the emptiest taken.
     pub placement: Placement,
 }
@@ -223,6 +225,7 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         Some(_) => layers.parsed("cloudpods.pool", word).map(Some),
     };
     let address_wait = layers.number("cloudpods.address_seconds", 1, 3600);
+    let health_minutes = layers.number("cloudpods.health_minutes", 0, 10_080);
     let placement = layers.parsed("cloudpods.placement", |text| match text {
         "pack" => Ok(Placement::Pack),
         "spread" => Ok(Placement::Spread),
@@ -237,6 +240,7 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         default_region: layers.text("cloudpods.default_region")?.to_owned(),
         backup_storage: layers.text("cloudpods.backup_storage").map(str::to_owned),
         address_wait: Duration::from_secs(address_wait?),
+        sweep_every: health_minutes.map(|minutes| Duration::from_secs(minutes * 60))?,
         placement: placement?,
     })
 }

@@ -146,6 +146,13 @@ pub const SETTINGS: &[Setting] = &[
         "9000",
         "VM template that virtual machines are cloned from",
     ),
+    setting(
+        "cloudpods.health_minutes",
+        Some("HEALTH_CHECK_INTERVAL"),
+        Some("5"),
+        "5",
+        "minutes between health sweeps of all pods, scheduled by who serves cloudpods-health; 0 leaves the schedule as it is",
+    ),
     setting("cloudpods.storage", None, Some("clients-main"), "clients-main", "storage of the root disk"),
     setting("cloudpods.bridge", None, Some("vmbr0"), "vmbr0", "bridge of the first network card"),
     setting(

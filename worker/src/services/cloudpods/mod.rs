@@ -9,6 +9,7 @@
 //! | `intake` | rows that say `queued`: jobs that nobody has enqueued, or that are to run again |
 //! | `away` | how long a Proxmox that does not answer is waited for |
 //! | `choose` | on which node a pod goes: gathers what `placement` decides on |
+//! | `sweeps` | the schedule of the health sweep |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
 //! | `handler` | the glue to the engine |
@@ -39,6 +40,7 @@ pub mod quota;
 mod reserve;
 mod run;
 mod sites;
+pub mod sweeps;
 
 use std::{fmt, sync::Arc, time::Duration};
 
