@@ -5,12 +5,12 @@
 mod common;
 
 use common::{
-    QUEUE, TENANT, payload,
+    QUEUE, TENANT, payload, sim_config,
     stage::{SOON, Stage},
 };
 use mpanel_testkit::{
     WorkerProcess,
-    pve::{Fault, FaultAction},
+    pve::{Fault, FaultAction, PveSimConfig},
 };
 use serde_json::{Value, json};
 
@@ -186,4 +186,59 @@ async fn rows_of_health_checks_end_too() {
     let one = row(&stage, "HEALTH_CHECK", &none, None, 10.0).await;
     stage.until(&status_of(&all), "success").await;
     stage.until(&status_of(&one), "failed").await;
+}
+
+/// What the database believes: its jobs began ten minutes ago.
+const LONG_AGO: &str =
+    "UPDATE cloud_pod_jobs SET started_at = timezone('utc', now()) - interval '10 minutes'";
+
+/// A creation whose worker dies in the middle of it.
+async fn half_made(stage: &Stage) -> String {
+    stage.queue().open_events().await.unwrap();
+    let first = worker(stage).await;
+    let job = stage.enqueue(payload(121)).await;
+    stage.until("SELECT upid IS NOT NULL FROM fleet_job_steps WHERE step = 'create'", "true").await;
+    first.kill9();
+    stage.world.execute(LONG_AGO).await;
+    job
+}
+
+#[tokio::test]
+async fn a_creation_that_redis_loses_half_way_goes_on() {
+    let stage = Stage::with(PveSimConfig { task_ms: 1500, ..sim_config(2) }).await;
+    let job = half_made(&stage).await;
+    redis(&stage, redis::cmd("FLUSHALL").clone()).await;
+    let _second = worker(&stage).await;
+    stage.until("SELECT string_agg(status, ';') FROM cloud_pod_jobs", "success").await;
+    eventually_completed(&stage, &job).await;
+    stage.assert_one_pod(&job, 121).await;
+}
+
+#[tokio::test]
+async fn a_creation_that_a_node_worker_fails_as_stalled_goes_on() {
+    let stage = Stage::with(PveSimConfig { task_ms: 1500, ..sim_config(2) }).await;
+    let job = half_made(&stage).await;
+    // What a Node worker does that allows one stall.
+    let key = |end: &str| format!("bull:{QUEUE}:{end}");
+    let mut failing = redis::pipe();
+    failing.del(key(&format!("{job}:lock"))).lrem(key("active"), 0, &job).zadd(key("failed"), &job, 1);
+    failing.hset(key(&job), "failedReason", "job stalled more than allowable limit");
+    let redis = mpanel_connect::Redis::open(&stage.redis.url()).unwrap();
+    let mut shared = redis.shared().await.unwrap();
+    failing.query_async::<()>(&mut shared.conn).await.unwrap();
+    let _second = worker(&stage).await;
+    stage.until("SELECT string_agg(status, ';') FROM cloud_pod_jobs", "success").await;
+    eventually_completed(&stage, &job).await;
+    stage.assert_one_pod(&job, 121).await;
+}
+
+async fn redis(stage: &Stage, command: redis::Cmd) {
+    let redis = mpanel_connect::Redis::open(&stage.redis.url()).unwrap();
+    let mut shared = redis.shared().await.unwrap();
+    command.query_async::<()>(&mut shared.conn).await.unwrap();
+}
+
+/// The row says so first, Redis a moment later.
+async fn eventually_completed(stage: &Stage, job: &str) {
+    stage.queue().wait_event("completed", Some(job), SOON).await.unwrap();
 }

@@ -1,4 +1,5 @@
-//! Rows of `cloud_pod_jobs` that say `queued`, whoever left them so.
+//! Rows of `cloud_pod_jobs` whose jobs have not ended: those that say `queued`,
+//! whoever left them so, and those that a worker of ours has begun.
 //!
 //! Knows what the books say of them; where their jobs are in Redis is asked
 //! elsewhere.
@@ -21,7 +22,7 @@ pub struct Kind {
     pub queue: &'static str,
 }
 
-/// A row that says `queued`, with what the books know of its job.
+/// A row whose job has not ended, with what the books know of it.
 #[derive(Debug, Clone, FromRow)]
 pub struct QueuedRow {
     /// The row.
@@ -34,6 +35,8 @@ pub struct QueuedRow {
     pub kind: String,
     /// The queue of such jobs.
     pub queue: String,
+    /// `queued` or `running`.
+    pub status: String,
     /// What the job is to do.
     pub payload: Value,
     /// The job, where the row names one.
@@ -42,8 +45,8 @@ pub struct QueuedRow {
     pub created_at: NaiveDateTime,
     /// How long ago that is by the database's clock, seconds.
     pub age_s: f64,
-    /// Whether the row says that its job has been started.
-    pub started: bool,
+    /// How long ago its job was started, as the row says, seconds.
+    pub started_age_s: Option<f64>,
     /// Whether one of our workers has begun the job.
     pub begun: bool,
     /// How it ended there: `success`, `failed`.
@@ -78,16 +81,17 @@ pub struct Sibling {
 }
 
 const COLUMNS: &str = "
-    SELECT j.id, j.tenant_id, j.cloud_pod_id, j.type AS kind, q.queue, j.payload, j.bull_job_id, j.created_at,
+    SELECT j.id, j.tenant_id, j.cloud_pod_id, j.type AS kind, q.queue, j.status, j.payload, j.bull_job_id, j.created_at,
            extract(epoch FROM timezone('utc', now()) - j.created_at)::float8 AS age_s,
-           j.started_at IS NOT NULL AS started, f.job_id IS NOT NULL AS begun, f.outcome, f.own_row_id IS NOT NULL AS late,
+           extract(epoch FROM timezone('utc', now()) - j.started_at)::float8 AS started_age_s,
+           f.job_id IS NOT NULL AS begun, f.outcome, f.own_row_id IS NOT NULL AS late,
            o.state AS outbox, o.reason AS outbox_reason,
            extract(epoch FROM now() - o.settled_at)::float8 AS outbox_age_s
     FROM cloud_pod_jobs j
     JOIN unnest($1::text[], $2::text[]) AS q (kind, queue) ON q.kind = j.type
     LEFT JOIN fleet_job_fence f ON f.queue = q.queue AND f.job_id = j.bull_job_id
     LEFT JOIN fleet_outbox o ON o.queue = q.queue AND o.job_id = j.bull_job_id
-    WHERE j.status = 'queued'";
+    WHERE (j.status = 'queued' OR j.status = 'running' AND f.job_id IS NOT NULL AND f.outcome IS NULL)";
 
 fn columns(kinds: &[Kind]) -> (Vec<&str>, Vec<&str>) {
     kinds.iter().map(|Kind { kind, queue }| (*kind, *queue)).unzip()
@@ -117,7 +121,7 @@ pub async fn page(
         .bind(limit)
         .fetch_all(pool)
         .await
-        .attempting("look for queued job rows")
+        .attempting("look for open job rows")
 }
 
 /// The rows of the same jobs that have begun or ended, by job id and kind; of
@@ -145,19 +149,20 @@ pub async fn siblings(
     Ok(found.into_iter().map(|row| ((row.bull_job_id.clone(), row.kind.clone()), row)).collect())
 }
 
-/// The row, locked, if it still says `queued` and names the same job. Another
-/// process that is at it has it alone.
+/// The row, locked, if it still says what was seen and names the same job.
+/// Another process that is at it has it alone.
 async fn hold(tx: &mut Tx, row: &QueuedRow) -> Result<bool, DbError> {
     let held: Option<Uuid> = sqlx::query_scalar(
         "SELECT id FROM cloud_pod_jobs
-         WHERE id = $1 AND status = 'queued' AND bull_job_id IS NOT DISTINCT FROM $2
+         WHERE id = $1 AND status = $3 AND bull_job_id IS NOT DISTINCT FROM $2
          FOR UPDATE SKIP LOCKED",
     )
     .bind(row.id)
     .bind(&row.bull_job_id)
+    .bind(&row.status)
     .fetch_optional(&mut **tx)
     .await
-    .attempting("lock a queued job row")?;
+    .attempting("lock an open job row")?;
     Ok(held.is_some())
 }
 
@@ -199,6 +204,20 @@ pub async fn enqueue(
     if outbox != row.outbox {
         return Ok(Enqueued::NotOurs);
     }
+    // A job that the relay has put into Redis, and Redis has lost.
+    if row.outbox.as_deref() == Some("sent") && row.bull_job_id.as_deref() == Some(job_id) {
+        sqlx::query(
+            "UPDATE fleet_outbox SET state = 'pending', tries = 0, not_before = '-infinity', settled_at = NULL
+             WHERE queue = $1 AND job_id = $2",
+        )
+        .bind(&row.queue)
+        .bind(job_id)
+        .execute(&mut *tx)
+        .await
+        .attempting("let a lost job be relayed again")?;
+        super::commit(tx).await?;
+        return Ok(Enqueued::Yes);
+    }
     let options = options.job_id(job_id);
     let outboxed = Outbox::new().enqueue(&mut tx, &row.queue, name, &row.payload, options).await?;
     if !outboxed.is_new {
@@ -234,7 +253,7 @@ pub enum Ended {
     Failed(String),
 }
 
-/// Writes the end of its job into a row. `false`: it says `queued` no more.
+/// Writes the end of its job into a row. `false`: it says something else by now.
 ///
 /// # Errors
 /// [`DbError::Sql`].

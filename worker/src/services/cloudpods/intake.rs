@@ -1,9 +1,11 @@
-//! Rows of `cloud_pod_jobs` that say `queued`: those without a job get one, those
-//! that an operator set back run again, those whose job has ended say so.
+//! Rows of `cloud_pod_jobs` whose jobs have not ended: those without a job get
+//! one, those that an operator set back run again, those whose job has ended say
+//! so, and a job that was begun and is nowhere in Redis goes on.
 //!
 //! mPanel's routes change rows and leave Redis alone, or enqueue first and write
 //! the row later; a Node worker makes a second row and leaves the first as it
-//! was. [`decide`] is pure and knows all of it; [`Intake`] looks and acts. A row
+//! was; Redis may lose a job, and a Node worker fail one of ours that has stalled
+//! twice. [`decide`] is pure and knows all of it; [`Intake`] looks and acts. A row
 //! is locked and looked at again before anything is done for it, so any number
 //! of processes may do this at once.
 
@@ -31,6 +33,8 @@ const PAGE: i64 = 500;
 const ASKED_AT_ONCE: usize = 32;
 /// A route that is at work may still come to the row, or to Redis.
 const GRACE_S: f64 = 5.0;
+/// A job that has just begun may be anywhere for a moment.
+const BEGUN_S: f64 = 60.0;
 /// A row that was never started and is older than this is nobody's wish any more.
 const FORGOTTEN_S: f64 = 7.0 * 86_400.0;
 /// How long a job that the relay has just put into Redis may not be seen there.
@@ -75,13 +79,27 @@ pub enum Next {
 /// Decides for one row.
 #[must_use]
 pub fn decide(row: &QueuedRow, seen: Seen, sibling: Option<&str>) -> Next {
+    let started = row.started_age_s.is_some();
     let ended_beside = matches!(sibling, Some("success" | "failed"));
-    let young = row.age_s < GRACE_S && !row.started;
-    let forgotten = row.age_s > FORGOTTEN_S && !row.started && !row.begun;
+    let young = row.age_s < GRACE_S && !started;
+    let forgotten = row.age_s > FORGOTTEN_S && !started && !row.begun;
+    let relayed_now = row.outbox_age_s.is_some_and(|age| age < RELAYED_S);
     match (row.outbox.as_deref(), seen) {
         (Some("pending"), _) | (_, Seen::Open) => return Next::Leave,
         (Some("parked"), _) => return Next::EndParked,
         _ => {}
+    }
+    if row.status == "running" {
+        // Our own workers write the row's end before Redis hears of it: whatever
+        // ended in Redis alone was ended by others, and the work is half done.
+        let ours = row.begun && row.outcome.is_none();
+        return match seen {
+            Seen::Open | Seen::Unnamed => Next::Leave,
+            _ if !ours || relayed_now || row.started_age_s.is_none_or(|age| age < BEGUN_S) => Next::Leave,
+            Seen::Gone => Next::Enqueue,
+            Seen::Failed => Next::Retry,
+            Seen::Completed => Next::EndAsJob,
+        };
     }
     // Only a row that was adopted can have been set back.
     let set_back = row.begun && !row.late && row.outcome.as_deref() != Some("success");
@@ -91,14 +109,11 @@ pub fn decide(row: &QueuedRow, seen: Seen, sibling: Option<&str>) -> Next {
         Seen::Unnamed => Next::Enqueue,
         Seen::Failed if set_back => Next::Retry,
         Seen::Completed | Seen::Failed | Seen::Gone if row.begun && !set_back => Next::Leave,
-        Seen::Failed if row.started && !row.begun => Next::Retry,
+        Seen::Failed if started && !row.begun => Next::Retry,
         Seen::Gone if set_back => Next::EnqueueAgain,
-        Seen::Completed | Seen::Failed | Seen::Gone if ended_beside && !row.started => Next::EndAsSibling,
+        Seen::Completed | Seen::Failed | Seen::Gone if ended_beside && !started => Next::EndAsSibling,
         Seen::Completed | Seen::Failed => Next::EndAsJob,
-        Seen::Gone if young || forgotten || row.outbox_age_s.is_some_and(|age| age < RELAYED_S) => {
-            Next::Leave
-        }
-        Seen::Gone if row.outbox.is_some() => Next::EnqueueAgain,
+        Seen::Gone if young || forgotten || relayed_now => Next::Leave,
         Seen::Gone => Next::Enqueue,
     }
 }
@@ -148,7 +163,7 @@ impl Intake {
         Self { db, engine, kinds: kinds.filter(|kind| queues.contains(&kind.queue)).collect() }
     }
 
-    /// Looks at every row that says `queued`, page by page.
+    /// Looks at every row whose job has not ended, page by page.
     ///
     /// # Errors
     /// [`IntakeError`] when the database or Redis does not answer.
@@ -343,7 +358,8 @@ mod tests {
             bull_job_id: Some("create-121-1".to_owned()),
             created_at: sqlx::types::chrono::NaiveDateTime::default(),
             age_s: 60.0,
-            started: false,
+            status: "queued".to_owned(),
+            started_age_s: None,
             begun: false,
             outcome: None,
             late: false,
@@ -354,7 +370,7 @@ mod tests {
     }
 
     fn set_back() -> QueuedRow {
-        QueuedRow { started: true, begun: true, outcome: Some("failed".to_owned()), ..row() }
+        QueuedRow { started_age_s: Some(600.0), begun: true, outcome: Some("failed".to_owned()), ..row() }
     }
 
     fn relayed(state: &str, age_s: f64) -> QueuedRow {
@@ -365,7 +381,7 @@ mod tests {
     fn each_row_is_treated_by_what_is_known_of_its_job() {
         let late = |outcome: &str| QueuedRow {
             late: true,
-            started: false,
+            started_age_s: None,
             outcome: Some(outcome.to_owned()),
             ..set_back()
         };
@@ -378,7 +394,7 @@ mod tests {
             ("lost just now", QueuedRow { age_s: 1.0, ..row() }, Seen::Gone, None, Next::Leave),
             ("on its way", relayed("pending", 0.0), Seen::Gone, None, Next::Leave),
             ("just relayed", relayed("sent", 1.0), Seen::Gone, None, Next::Leave),
-            ("relayed and lost", relayed("sent", 100.0), Seen::Gone, None, Next::EnqueueAgain),
+            ("relayed and lost", relayed("sent", 100.0), Seen::Gone, None, Next::Enqueue),
             ("cannot be relayed", relayed("parked", 1.0), Seen::Gone, None, Next::EndParked),
             ("ended by Node", row(), Seen::Gone, Some("failed"), Next::EndAsSibling),
             ("ended by Node, still kept", row(), Seen::Completed, Some("success"), Next::EndAsSibling),
@@ -391,7 +407,7 @@ mod tests {
             ("set back", set_back(), Seen::Failed, None, Next::Retry),
             (
                 "set back by a route that forgets the start",
-                QueuedRow { started: false, ..set_back() },
+                QueuedRow { started_age_s: None, ..set_back() },
                 Seen::Failed,
                 None,
                 Next::Retry,
@@ -420,6 +436,22 @@ mod tests {
                 Next::EnqueueAgain,
             ),
         ];
+        let running = QueuedRow { status: "running".to_owned(), outcome: None, ..set_back() };
+        let just = QueuedRow { started_age_s: Some(1.0), ..running.clone() };
+        let nodes = QueuedRow { begun: false, ..running.clone() };
+        let ended = QueuedRow { outcome: Some("failed".to_owned()), ..running.clone() };
+        let begun: &[(&str, &QueuedRow, Seen, Next)] = &[
+            ("at work", &running, Seen::Open, Next::Leave),
+            ("lost by Redis in mid-work", &running, Seen::Gone, Next::Enqueue),
+            ("failed by a Node worker's look for stalled jobs", &running, Seen::Failed, Next::Retry),
+            ("completed by a Node worker", &running, Seen::Completed, Next::EndAsJob),
+            ("begun just now", &just, Seen::Gone, Next::Leave),
+            ("a Node worker's", &nodes, Seen::Gone, Next::Leave),
+            ("its end is about to be written", &ended, Seen::Failed, Next::Leave),
+        ];
+        for (what, row, seen, next) in begun {
+            assert_eq!(decide(row, *seen, None), *next, "{what}");
+        }
         for (what, row, seen, sibling, next) in cases {
             assert_eq!(decide(row, *seen, *sibling), *next, "{what}");
         }
