@@ -12,7 +12,7 @@ use mpanel_worker::services::cloudpods::{
     operation::{OpError, Operation},
     reconcile_late_rows,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 const PODS: &str = "SELECT string_agg(status || ' ' || (deleted_at IS NOT NULL), ';') FROM cloud_pods";
@@ -169,6 +169,41 @@ async fn a_change_of_size_that_fails_for_good_is_undone() {
         world.one("SELECT cores || '/' || memory_mb || ' ' || status FROM cloud_pods").await,
         "2/2048 active"
     );
+}
+
+fn with_disk(mut scale: Value, gib: i64) -> Value {
+    scale["newDiskGb"] = json!(gib);
+    scale
+}
+
+#[tokio::test]
+async fn a_disk_grows_once_and_never_shrinks() {
+    let world = World::new().await;
+    let pod = world.pod(121).await;
+    let grow = with_disk(scale(&pod, 121, 2, 2048, false), 30);
+    // Its task's name is never heard.
+    let resize = Fault::new("PUT", "/nodes/*/lxc/*/resize", FaultAction::DropAfter);
+    world.sim.add_fault(resize.nth(1));
+    let result = world.operate(Operation::Scale, "s-1", &grow).await.unwrap();
+    assert_eq!(result, json!({"success": true, "newCores": 2, "newMemoryMb": 2048, "newDiskGb": 30}));
+    let resizes = world.sim.requests().into_iter().filter(|request| request.path.ends_with("/resize"));
+    assert_eq!(resizes.count(), 1);
+    assert_eq!(
+        (world.quota_used().await, world.allocated().await),
+        ("1/2/2048/30".into(), "2/2048/30".into())
+    );
+    assert_eq!(world.one("SELECT disk_gb FROM cloud_pods").await, "30");
+    let reason =
+        world.refused(Operation::Scale, "s-2", &with_disk(scale(&pod, 121, 2, 2048, false), 20)).await;
+    assert!(reason.starts_with("Invalid payload: newDiskGb 20 is less than the 30 GiB"), "{reason}");
+    let reason =
+        world.refused(Operation::Scale, "s-3", &with_disk(scale(&pod, 121, 2, 2048, false), 5000)).await;
+    assert!(reason.contains("MAX_DISK_EXCEEDED"), "{reason}");
+    assert_eq!(
+        (world.quota_used().await, world.allocated().await),
+        ("1/2/2048/30".into(), "2/2048/30".into())
+    );
+    world.assert_sound();
 }
 
 #[tokio::test]

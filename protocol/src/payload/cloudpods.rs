@@ -327,6 +327,9 @@ pub struct ScalePayload {
     pub new_cores: i64,
     /// Wanted memory, MiB.
     pub new_memory_mb: i64,
+    /// Wanted disk, GiB; mPanel never sends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_disk_gb: Option<i64>,
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
@@ -348,6 +351,7 @@ impl TryFrom<Value> for ScalePayload {
             f.required(field, value)
         };
         let sizes = [size("currentCores"), size("currentMemoryMb"), size("newCores"), size("newMemoryMb")];
+        let new_disk_gb = f.integer("newDiskGb");
         let backup_first = f.flag("backupFirst").unwrap_or(false);
         let (requested_by, reason) = (f.text("requestedBy"), f.text("reason"));
         let decoded = (|| {
@@ -360,6 +364,7 @@ impl TryFrom<Value> for ScalePayload {
                 current_memory_mb: sizes[1]?,
                 new_cores: sizes[2]?,
                 new_memory_mb: sizes[3]?,
+                new_disk_gb,
                 requested_by,
                 reason,
                 backup_first,

@@ -56,17 +56,30 @@ pub async fn repair_deleted(pool: &PgPool) -> Result<u64, DbError> {
     Ok(repaired.rows_affected())
 }
 
+/// How big a pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodSize {
+    /// CPU cores.
+    pub cores: i32,
+    /// Memory, MiB.
+    pub memory_mb: i32,
+    /// Disk, GiB.
+    pub disk_gb: i32,
+}
+
 /// Writes a pod's new size.
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn set_size(tx: &mut Tx, pod_id: Uuid, cores: i32, memory_mb: i32) -> Result<(), DbError> {
+pub async fn set_size(tx: &mut Tx, pod_id: Uuid, size: PodSize) -> Result<(), DbError> {
     sqlx::query(
-        "UPDATE cloud_pods SET cores = $2, memory_mb = $3, updated_at = timezone('utc', now()) WHERE id = $1",
+        "UPDATE cloud_pods SET cores = $2, memory_mb = $3, disk_gb = $4, updated_at = timezone('utc', now())
+         WHERE id = $1",
     )
     .bind(pod_id)
-    .bind(cores)
-    .bind(memory_mb)
+    .bind(size.cores)
+    .bind(size.memory_mb)
+    .bind(size.disk_gb)
     .execute(&mut **tx)
     .await
     .attempting("write the pod's size")
@@ -82,17 +95,17 @@ pub async fn set_reservation(
     tx: &mut Tx,
     pod_id: Uuid,
     generation: i32,
-    cores: i32,
-    memory_mb: i32,
+    size: PodSize,
 ) -> Result<(), DbError> {
     sqlx::query(
-        "UPDATE fleet_reservations SET cpu_cores = $3, mem_mb = $4, updated_at = now()
+        "UPDATE fleet_reservations SET cpu_cores = $3, mem_mb = $4, disk_gb = $5, updated_at = now()
          WHERE pod_id = $1 AND generation = $2",
     )
     .bind(pod_id)
     .bind(generation)
-    .bind(cores)
-    .bind(memory_mb)
+    .bind(size.cores)
+    .bind(size.memory_mb)
+    .bind(size.disk_gb)
     .execute(&mut **tx)
     .await
     .attempting("change what the pod reserves")
@@ -103,22 +116,18 @@ pub async fn set_reservation(
 ///
 /// # Errors
 /// [`DbError::Sql`].
-pub async fn set_spec_size(
-    tx: &mut Tx,
-    pod_id: Uuid,
-    generation: i32,
-    cores: i32,
-    memory_mb: i32,
-) -> Result<(), DbError> {
+pub async fn set_spec_size(tx: &mut Tx, pod_id: Uuid, generation: i32, size: PodSize) -> Result<(), DbError> {
     sqlx::query(
         "UPDATE fleet_pods
-         SET spec = spec || jsonb_build_object('cores', $3::int, 'memoryMb', $4::int), updated_at = now()
+         SET spec = spec || jsonb_build_object('cores', $3::int, 'memoryMb', $4::int, 'diskGb', $5::int),
+             updated_at = now()
          WHERE pod_id = $1 AND generation = $2",
     )
     .bind(pod_id)
     .bind(generation)
-    .bind(cores)
-    .bind(memory_mb)
+    .bind(size.cores)
+    .bind(size.memory_mb)
+    .bind(size.disk_gb)
     .execute(&mut **tx)
     .await
     .attempting("note the instance's size")

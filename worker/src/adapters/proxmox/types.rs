@@ -170,6 +170,9 @@ pub struct NodeRow {
     pub status: Option<String>,
 }
 
+/// Where a guest's first disk may be: a container's, then a machine's.
+const DISKS: [&str; 5] = ["rootfs", "scsi0", "virtio0", "sata0", "ide0"];
+
 /// A guest's configuration, as far as we compare it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct GuestConfig {
@@ -210,6 +213,22 @@ impl GuestConfig {
     #[must_use]
     pub fn any_name(&self) -> Option<&str> {
         self.hostname.as_deref().or(self.name.as_deref())
+    }
+
+    /// The guest's first disk and its size, GiB (rounded up).
+    #[must_use]
+    pub fn root_disk(&self) -> Option<(&'static str, u32)> {
+        DISKS.iter().find_map(|key| {
+            let value = self.other.get(*key)?.as_str()?;
+            let size = value.split(',').find_map(|part| part.strip_prefix("size="))?;
+            let gib = match (size.strip_suffix('G'), size.strip_suffix('M'), size.strip_suffix('T')) {
+                (Some(gib), ..) => gib.parse().ok()?,
+                (_, Some(mib), _) => mib.parse::<u32>().ok()?.div_ceil(1024),
+                (.., Some(tib)) => tib.parse::<u32>().ok()?.checked_mul(1024)?,
+                _ => return None,
+            };
+            Some((*key, gib))
+        })
     }
 }
 
@@ -354,6 +373,15 @@ mod tests {
         let config: GuestConfig = typed(json!({"protection": "1", "lock": "create"})).unwrap();
         assert!(config.protection);
         assert_eq!(config.lock.as_deref(), Some("create"));
+        for (key, size, found) in [
+            ("rootfs", "size=8G", Some(("rootfs", 8))),
+            ("scsi0", "size=1025M", Some(("scsi0", 2))),
+            ("virtio0", "size=1T", Some(("virtio0", 1024))),
+            ("ide2", "media=cdrom", None),
+        ] {
+            let config: GuestConfig = typed(json!({ key: format!("store:vm-1-disk-0,{size}") })).unwrap();
+            assert_eq!(config.root_disk(), found, "{key} {size}");
+        }
         let task: TaskRow = typed(json!({"upid": "u", "endtime": 12.0})).unwrap();
         assert_eq!(task.endtime, Some(12));
     }

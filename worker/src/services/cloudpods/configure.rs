@@ -21,8 +21,6 @@ use crate::adapters::{
 /// How long the disk may take to grow.
 const DEADLINE: Duration = Duration::from_secs(10 * 60);
 const LOOK: Duration = Duration::from_millis(500);
-/// Where a machine's first disk may be.
-const DISKS: [&str; 4] = ["scsi0", "virtio0", "sata0", "ide0"];
 
 impl CreateService {
     /// Makes sure that a machine is what its pod is to be.
@@ -46,7 +44,8 @@ impl CreateService {
                 .filter(|(key, value)| !says(&config, key, value))
                 .map(|(key, value)| (*key, value.as_str()))
                 .collect();
-            let (disk, gib) = disk(&config).ok_or_else(|| not_yet(instance, "its template has no disk"))?;
+            let (disk, gib) =
+                config.root_disk().ok_or_else(|| not_yet(instance, "its template has no disk"))?;
             if gib > instance.spec.disk_gb {
                 return Err(CreateError::TemplateTooBig { wanted: instance.spec.disk_gb, template: gib });
             }
@@ -114,19 +113,6 @@ fn same(has: &str, wanted: &str) -> bool {
     wanted.split(',').all(|part| has.contains(&part.to_ascii_lowercase()))
 }
 
-/// A machine's first disk and its size, GiB.
-fn disk(config: &GuestConfig) -> Option<(&'static str, u32)> {
-    DISKS.iter().find_map(|key| {
-        let value = config.other.get(*key)?.as_str()?;
-        let size = value.split(',').find_map(|part| part.strip_prefix("size="))?;
-        let gib = match size.strip_suffix('G') {
-            Some(number) => number.parse().ok()?,
-            None => size.strip_suffix('M')?.parse::<u32>().ok()?.div_ceil(1024),
-        };
-        Some((*key, gib))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -152,6 +138,6 @@ mod tests {
         ] {
             assert_eq!(says(&config, key, value), there, "{key}={value}");
         }
-        assert_eq!(disk(&config), Some(("scsi0", 8)));
+        assert_eq!(config.root_disk(), Some(("scsi0", 8)));
     }
 }

@@ -30,6 +30,8 @@ pub(super) enum Call {
     Snapshot { name: String, note: String },
     /// Makes a backup with this note.
     Backup { mode: &'static str, storage: String, note: String },
+    /// Lets a disk grow to this size.
+    Grow { disk: &'static str, gib: u32 },
     /// Takes the guest away.
     Destroy,
 }
@@ -41,6 +43,7 @@ impl Call {
             Self::Power(power) => kind.task(power.verb()),
             Self::Snapshot { .. } => kind.task("snapshot"),
             Self::Backup { .. } => "vzdump".to_owned(),
+            Self::Grow { .. } => "resize".to_owned(),
             Self::Destroy => kind.task("destroy"),
         }
     }
@@ -49,7 +52,7 @@ impl Call {
     fn deadline(&self) -> Duration {
         Duration::from_secs(match self {
             Self::Power(_) => 240,
-            Self::Snapshot { .. } | Self::Destroy => 15 * 60,
+            Self::Snapshot { .. } | Self::Grow { .. } | Self::Destroy => 15 * 60,
             Self::Backup { .. } => 6 * 3600,
         })
     }
@@ -61,6 +64,8 @@ impl Call {
             Self::Backup { mode, storage, note } => {
                 client.back_up(&at.node, Backup { vmid: at.vmid, mode, storage, note }).await
             }
+            // An absolute size: growing twice is growing once.
+            Self::Grow { disk, gib } => client.grow_disk(at, disk, *gib).await,
             Self::Destroy => client.destroy_guest(at).await,
         }
     }
@@ -85,6 +90,10 @@ impl Call {
                 let backups = client.backups(&at.node, storage, at.vmid).await?;
                 backups.iter().any(|volume| holds(volume.notes.as_deref(), note))
             }
+            Self::Grow { gib, .. } => {
+                let disk = client.guest_config(at).await?.and_then(|config| config.root_disk());
+                disk.is_some_and(|(_, has)| has >= *gib)
+            }
             Self::Destroy => client.guest_config(at).await?.is_none(),
         })
     }
@@ -95,6 +104,7 @@ impl Call {
             (self, class),
             (Self::Power(Power::Start | Power::Resume), Class::Running)
                 | (Self::Power(Power::Stop | Power::Shutdown { .. }), Class::NotRunning)
+                | (Self::Grow { .. }, Class::NoOpResize)
                 | (Self::Destroy, Class::NotFound)
         )
     }

@@ -102,6 +102,17 @@ pub enum OpError {
         /// What is used, MiB.
         used_mb: i64,
     },
+    /// A disk cannot become smaller.
+    #[error(
+        "Invalid payload: newDiskGb {wanted} is less than the {has} GiB there are, and a disk cannot shrink; \
+         back the pod up and restore it into a smaller one"
+    )]
+    DiskShrink {
+        /// What was wanted, GiB.
+        wanted: i32,
+        /// What there is, GiB.
+        has: i32,
+    },
     /// A setting names a storage that is not there.
     #[error("MPANEL_FLEET_CLOUDPODS__BACKUP_STORAGE {storage} cannot be used: {cause}")]
     BackupStorage {
@@ -164,6 +175,7 @@ impl OpError {
             | Self::Foreign { .. }
             | Self::Quota(_)
             | Self::BelowUse { .. }
+            | Self::DiskShrink { .. }
             | Self::BackupStorage { .. } => Verdict::Never,
             Self::TaskFailed { class: Class::SnapshotExists | Class::NoSnapshots, .. } => Verdict::Never,
             Self::Pve(error) => of_proxmox(error),

@@ -151,8 +151,8 @@ impl Work<'_> {
             let result = match wish {
                 Wish::Destroy { reason } => Box::pin(self.destroy(reason.as_deref())).await,
                 Wish::Backup(wish) => Box::pin(self.backup(wish)).await,
-                Wish::Scale { to, backup_first, reason } => {
-                    Box::pin(self.scale(*to, *backup_first, reason.as_deref())).await
+                Wish::Scale { to, disk_gb, backup_first, reason } => {
+                    Box::pin(self.scale(*to, *disk_gb, *backup_first, reason.as_deref())).await
                 }
                 Wish::Action(action) => Box::pin(self.act(*action)).await,
                 // Has no lease, and never comes here.

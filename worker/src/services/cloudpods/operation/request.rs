@@ -109,7 +109,7 @@ pub(super) enum Wish {
     Destroy { reason: Option<String> },
     Backup(BackupWish),
     Health(HealthTrigger),
-    Scale { to: Size, backup_first: bool, reason: Option<String> },
+    Scale { to: Size, disk_gb: Option<i32>, backup_first: bool, reason: Option<String> },
     Action(PodAction),
 }
 
@@ -159,8 +159,9 @@ pub(super) fn read(operation: Operation, data: &Value) -> Result<Request, Payloa
                 cores: ranged("newCores", p.new_cores, 1, 1024)?,
                 memory_mb: ranged("newMemoryMb", p.new_memory_mb, 16, 4_194_304)?,
             };
+            let disk_gb = p.new_disk_gb.map(|gib| ranged("newDiskGb", gib, 1, 1_048_576)).transpose()?;
             let target = Target { tenant_id: p.tenant_id, vmid: p.vmid, pod_id: p.cloud_pod_id };
-            let wish = Wish::Scale { to, backup_first: p.backup_first, reason: p.reason };
+            let wish = Wish::Scale { to, disk_gb, backup_first: p.backup_first, reason: p.reason };
             Request::Pod { target, wish, requested_by: p.requested_by }
         }
         Operation::Action => {
