@@ -10,6 +10,7 @@
 //! | [`services`] | what we do for mPanel; they never import each other |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
+//! | [`upkeep`] | duties beside the queues |
 //! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
@@ -28,3 +29,4 @@ pub mod outbox;
 pub mod serve;
 pub mod services;
 pub mod signals;
+pub mod upkeep;

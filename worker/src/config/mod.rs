@@ -10,6 +10,7 @@ pub mod redis;
 mod resolve;
 pub mod settings;
 pub mod sources;
+mod upkeep;
 
 use std::{fmt, time::Duration};
 
@@ -21,6 +22,7 @@ pub use self::{
     redis::{PeerLine, RedisConfig},
     resolve::Layers,
     sources::Sources,
+    upkeep::ReconcileConfig,
 };
 
 /// One thing wrong with the configuration.
@@ -105,6 +107,8 @@ pub struct CloudpodsConfig {
     pub address_wait: Duration,
     /// Whether nodes are filled one after the other, or the emptiest taken.
     pub placement: Placement,
+    /// How books and Proxmox are compared.
+    pub reconcile: ReconcileConfig,
 }
 
 /// How nodes are filled.
@@ -226,6 +230,7 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         "spread" => Ok(Placement::Spread),
         other => Err(format!("must be pack or spread, is `{other}`")),
     });
+    let reconcile = upkeep::reconcile(layers);
     Some(CloudpodsConfig {
         template: template?,
         vm_template_vmid: vm_template_vmid.and_then(|vmid| u32::try_from(vmid).ok()),
@@ -236,6 +241,7 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         backup_storage: layers.text("cloudpods.backup_storage").map(str::to_owned),
         address_wait: Duration::from_secs(address_wait?),
         placement: placement?,
+        reconcile: reconcile?,
     })
 }
 
@@ -258,11 +264,7 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     });
-    let exclusive = layers.parsed("run.exclusive", |text| match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" => Ok(true),
-        "false" | "0" | "no" => Ok(false),
-        other => Err(format!("must be true or false, is `{other}`")),
-    });
+    let exclusive = layers.flag("run.exclusive");
     let concurrency = match layers.get("run.concurrency") {
         Some(_) => layers.number("run.concurrency", 1, 1000),
         None => None,

@@ -178,6 +178,27 @@ pub const SETTINGS: &[Setting] = &[
         "pack fills nodes one after the other, spread takes the emptiest first",
     ),
     setting(
+        "cloudpods.reconcile_seconds",
+        None,
+        Some("60"),
+        "60",
+        "how often pods are compared with what is on Proxmox; 0 is never",
+    ),
+    setting(
+        "cloudpods.orphan_minutes",
+        None,
+        Some("15"),
+        "15",
+        "how long a guest with our tag must be without a row to count as an orphan",
+    ),
+    setting(
+        "cloudpods.orphan_delete",
+        None,
+        Some("false"),
+        "true",
+        "whether orphans are stopped and destroyed, and not only reported",
+    ),
+    setting(
         "dns.zone",
         None,
         None,

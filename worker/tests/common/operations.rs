@@ -60,12 +60,17 @@ impl World {
         let size = [("cores", "2"), ("memory", "2048"), ("agent", "1"), ("ipconfig0", "ip=10.9.0.9/24")];
         assert!(matches!(client.set_guest_config(&at, None, &size).await, Outcome::Done(())));
         ends_well(&client, client.power(&at, Power::Start).await).await;
-        self.one(&format!(
-            "WITH pod AS (INSERT INTO cloud_pods (tenant_id, vmid, hostname, status, cores, memory_mb, disk_gb, updated_at)
-                          VALUES ('{TENANT}', {vmid}, 'pod-{vmid}', 'active', 2, 2048, 20, now()) RETURNING id)
-             SELECT id FROM pod"
-        ))
+        let vmid_column = i32::try_from(vmid).unwrap();
+        sqlx::query_scalar(
+            "INSERT INTO cloud_pods (tenant_id, vmid, hostname, status, cores, memory_mb, disk_gb, updated_at)
+             VALUES ($1::uuid, $2, $3, 'active', 2, 2048, 20, now()) RETURNING id::text",
+        )
+        .bind(TENANT)
+        .bind(vmid_column)
+        .bind(format!("pod-{vmid}"))
+        .fetch_one(&self.db)
         .await
+        .unwrap()
     }
 
     /// One attempt of an operation.

@@ -4,8 +4,10 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod books;
 pub mod changes;
 pub mod dns;
+pub mod drift;
 pub mod jobs;
 pub mod ledger;
 pub mod nodes;
@@ -14,6 +16,8 @@ pub mod pods;
 pub mod pool_admin;
 pub mod pools;
 pub mod quota;
+pub mod repairs;
+pub mod rounds;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@
 //! | `choose` | on which node a pod goes: gathers what `placement` decides on |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
+//! | `reconcile` | where books and Proxmox differ: found, told, mended where that is safe |
 //! | `handler` | the glue to the engine |
 //!
 //! Every step may be interrupted by a crash and is entered again by the same
@@ -34,6 +35,7 @@ pub mod payload;
 pub mod placement;
 pub mod plan;
 pub mod quota;
+pub mod reconcile;
 mod reserve;
 mod run;
 mod sites;
