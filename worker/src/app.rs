@@ -17,13 +17,14 @@ use crate::{
         db::{self, nodes},
         proxmox::Pve,
     },
-    config::{Config, ProxmoxConfig, RedisConfig, RunConfig},
+    config::{CloudpodsConfig, Config, ProxmoxConfig, RedisConfig, RunConfig},
     exit::{Exit, Failed},
     migrate,
     serve::serve,
     services::cloudpods::{
         CreateHandler, CreateService, Sites,
         dns::Names,
+        metrics::Metrics,
         operation::{Operation, OperationHandler, OperationService},
         reconcile::Reconciler,
     },
@@ -160,12 +161,16 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
 /// What is done beside the queues.
 fn start_duties(app: &App, names: Option<Names>, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
     let db = || app.db.clone();
-    let compare = &app.config.cloudpods.reconcile;
+    let CloudpodsConfig { reconcile: compare, metrics, health, .. } = &app.config.cloudpods;
+    let every = metrics.every;
+    let metrics = Metrics::new(db(), app.sites.clone(), *metrics, *health);
     let reconciler = Reconciler::new(db(), app.sites.clone(), compare);
     vec![
         tokio::spawn(upkeep::late_rows(db(), stop.clone())),
         tokio::spawn(upkeep::names(names, stop.clone())),
         tokio::spawn(upkeep::reconcile(reconciler, compare.every, stop.clone())),
+        tokio::spawn(upkeep::metrics(metrics.clone(), every, stop.clone())),
+        tokio::spawn(upkeep::tidy_metrics(metrics, every, stop.clone())),
     ]
 }
 

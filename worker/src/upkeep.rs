@@ -1,5 +1,5 @@
 //! Duties beside the queues, each in a loop of its own until the process stops:
-//! late job rows, names of pods, the comparison with Proxmox. A duty that fails
+//! late job rows, names of pods, the comparison with Proxmox, pods' figures. A duty that fails
 //! is tried again; what is wrong is said once, not every round.
 
 use std::{fmt::Display, future::Future, time::Duration};
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::services::cloudpods::{
     self,
     dns::{self, Names},
+    metrics::Metrics,
     reconcile::Reconciler,
 };
 
@@ -18,6 +19,8 @@ use crate::services::cloudpods::{
 const LATE_ROWS: Duration = Duration::from_secs(5);
 /// How often names of pods are brought up to date.
 const NAMES: Duration = Duration::from_secs(10);
+/// How often it is looked whether old figures are to be thinned out.
+const TIDY: Duration = Duration::from_secs(300);
 
 /// Runs `round` again and again, with pauses. `what` is not done while it fails.
 async fn repeat<T, E, F>(
@@ -109,4 +112,30 @@ pub async fn reconcile(reconciler: Reconciler, every: Duration, stop: Cancellati
         }
     };
     repeat("comparing pods with Proxmox", pace(every), &stop, || reconciler.round(), tell).await;
+}
+
+/// Collects what pods use, unless that is switched off.
+pub async fn metrics(metrics: Metrics, every: Duration, stop: CancellationToken) {
+    if every.is_zero() {
+        return;
+    }
+    let tell = |collected| {
+        if let Some(collected) = collected {
+            tracing::debug!(?collected, "pods' figures written");
+        }
+    };
+    repeat("collecting pods' figures", pace(every), &stop, || metrics.round(), tell).await;
+}
+
+/// Thins out old figures, unless nobody collects any.
+pub async fn tidy_metrics(metrics: Metrics, every: Duration, stop: CancellationToken) {
+    if every.is_zero() {
+        return;
+    }
+    let tell = |done| {
+        if let Some(done) = done {
+            tracing::debug!(?done, "old figures thinned out");
+        }
+    };
+    repeat("thinning out old figures", TIDY, &stop, || metrics.tidy_round(), tell).await;
 }

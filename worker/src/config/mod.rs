@@ -22,7 +22,7 @@ pub use self::{
     redis::{PeerLine, RedisConfig},
     resolve::Layers,
     sources::Sources,
-    upkeep::ReconcileConfig,
+    upkeep::{HealthLimits, MetricsConfig, ReconcileConfig, Threshold},
 };
 
 /// One thing wrong with the configuration.
@@ -109,6 +109,10 @@ pub struct CloudpodsConfig {
     pub placement: Placement,
     /// How books and Proxmox are compared.
     pub reconcile: ReconcileConfig,
+    /// How pods' figures are collected and kept.
+    pub metrics: MetricsConfig,
+    /// When a pod is in want.
+    pub health: HealthLimits,
 }
 
 /// How nodes are filled.
@@ -231,6 +235,8 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         other => Err(format!("must be pack or spread, is `{other}`")),
     });
     let reconcile = upkeep::reconcile(layers);
+    let metrics = upkeep::metrics(layers);
+    let health = upkeep::health(layers);
     Some(CloudpodsConfig {
         template: template?,
         vm_template_vmid: vm_template_vmid.and_then(|vmid| u32::try_from(vmid).ok()),
@@ -242,6 +248,8 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         address_wait: Duration::from_secs(address_wait?),
         placement: placement?,
         reconcile: reconcile?,
+        metrics: metrics?,
+        health: health?,
     })
 }
 

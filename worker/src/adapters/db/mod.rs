@@ -10,6 +10,7 @@ pub mod dns;
 pub mod drift;
 pub mod jobs;
 pub mod ledger;
+pub mod metrics;
 pub mod nodes;
 pub mod operations;
 pub mod pods;

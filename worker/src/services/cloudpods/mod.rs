@@ -10,6 +10,7 @@
 //! | `choose` | on which node a pod goes: gathers what `placement` decides on |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
+//! | `metrics` | what running pods use, and how they are by it |
 //! | `reconcile` | where books and Proxmox differ: found, told, mended where that is safe |
 //! | `handler` | the glue to the engine |
 //!
@@ -29,6 +30,7 @@ mod error;
 mod handler;
 pub mod instance;
 mod json;
+pub mod metrics;
 pub mod names;
 pub mod operation;
 pub mod payload;
