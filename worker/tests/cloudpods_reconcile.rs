@@ -362,7 +362,7 @@ async fn the_command_shows_what_waits_and_what_to_do() {
     world.round().await;
     let (code, text) = drift(&world, &[]).await;
     assert_eq!(code, 4, "{text}");
-    assert!(text.contains("1 differences wait for you") && text.contains("last compared"), "{text}");
+    assert!(text.contains("one difference waits for you") && text.contains("last compared"), "{text}");
     let (code, text) = drift(&world, &["--json"]).await;
     assert_eq!(code, 4);
     let json: String = text.lines().filter(|line| !line.starts_with("mpanel-worker: ")).collect();

@@ -29,7 +29,10 @@ pub async fn drift(db: &PgPool, as_json: bool) -> Result<(), Failed> {
         tell_of_round(last.as_ref());
     }
     if waiting > 0 {
-        let text = format!("{waiting} differences wait for you; see what to do beside each");
+        let text = match waiting {
+            1 => "one difference waits for you; see what to do beside it".to_owned(),
+            many => format!("{many} differences wait for you; see what to do beside each"),
+        };
         return Err(Failed::new(Exit::Precondition, text));
     }
     Ok(())
@@ -53,7 +56,11 @@ fn table(rows: &[DriftRow]) -> Result<(), Failed> {
         .iter()
         .map(|row| {
             let done = row.action.clone().unwrap_or_default();
-            let todo = if row.closed_at.is_some() { String::new() } else { row.advice.clone() };
+            let todo = match row.state.as_str() {
+                "open" => row.advice.clone(),
+                "suspected" => "nothing yet: it must be seen again first".to_owned(),
+                _ => String::new(),
+            };
             [row.state.clone(), row.kind.clone(), moment(row.first_seen_at), row.what.clone(), done, todo]
         })
         .collect();

@@ -51,8 +51,6 @@ const KIND: &str = "pods";
 const HOLD: Duration = Duration::from_secs(120);
 /// How often old figures are thinned out.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
-/// What was believed this long ago is not believed any more, seconds.
-pub(super) const FRESH_S: f64 = 600.0;
 
 /// Figures could not be had or written; there is a gap.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +178,7 @@ impl Metrics {
 
     async fn judge(&self, samples: &[Sample]) -> Result<Vec<Judged>, MetricsError> {
         let ids: Vec<Uuid> = samples.iter().map(|sample| sample.pod_id).collect();
-        let before = gauges(&self.db, &ids).await?;
+        let before = gauges(&self.db, &ids, &self.config).await?;
         Ok(samples
             .iter()
             .map(|sample| {
@@ -200,8 +198,14 @@ struct Judged {
 }
 
 /// What is believed of pods' use; nothing of those that were not seen of late.
-pub(super) async fn gauges(db: &PgPool, pods: &[Uuid]) -> Result<HashMap<Uuid, Gauges>, DbError> {
-    let rows = metrics::health(db, pods, FRESH_S).await?;
+pub(super) async fn gauges(
+    db: &PgPool,
+    pods: &[Uuid],
+    config: &MetricsConfig,
+) -> Result<HashMap<Uuid, Gauges>, DbError> {
+    // Ten minutes, or a few ticks where those are rare.
+    let fresh_s = (3.0 * config.every.as_secs_f64()).max(600.0);
+    let rows = metrics::health(db, pods, fresh_s).await?;
     // A state that a newer version wrote is as if there were none.
     let read = |row: metrics::HealthState| Some((row.pod_id, serde_json::from_value(row.state).ok()?));
     Ok(rows.into_iter().filter_map(read).collect())

@@ -165,9 +165,7 @@ impl OpError {
             | Self::Quota(_)
             | Self::BelowUse { .. }
             | Self::BackupStorage { .. } => Verdict::Never,
-            Self::TaskFailed { class, .. } if matches!(class, Class::SnapshotExists | Class::NoSnapshots) => {
-                Verdict::Never
-            }
+            Self::TaskFailed { class: Class::SnapshotExists | Class::NoSnapshots, .. } => Verdict::Never,
             Self::Pve(error) => of_proxmox(error),
             Self::Db(error) => of_database(error),
             Self::NoGuest { .. }

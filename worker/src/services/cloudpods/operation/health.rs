@@ -191,7 +191,7 @@ impl OperationService {
     ) -> Result<Health, OpError> {
         let judge = Judge {
             limits: &self.defaults.health,
-            believed: gauges(&self.db, &[pod.id]).await?.get(&pod.id).copied(),
+            believed: gauges(&self.db, &[pod.id], &self.defaults.metrics).await?.get(&pod.id).copied(),
         };
         let begun = operations::Begun {
             pod_id: pod.id,
@@ -243,7 +243,7 @@ impl OperationService {
         }
         let at_rest = changes::not_to_run(&self.db).await?;
         let all: Vec<Uuid> = active.iter().map(|pod| pod.id).collect();
-        let believed = gauges(&self.db, &all).await?;
+        let believed = gauges(&self.db, &all, &self.defaults.metrics).await?;
         let lost = metrics::lost(&self.db).await?;
         let survey = self.sites.survey(&nodes::all(&self.db).await?).await?;
         let guests: HashMap<i64, _> =

@@ -111,16 +111,18 @@ pub(super) fn report_or_suspect(believed: bool) -> Step {
 
 /// Guests that carry our tag: is there a row that knows each?
 fn guests(world: &World<'_>, view: &ClusterView, findings: &mut Vec<Finding>) {
-    let books = world.books;
+    let mut books: BTreeMap<Uuid, Vec<&PodBook>> = BTreeMap::new();
+    for pod in &world.books.pods {
+        books.entry(pod.pod_id).or_default().push(pod);
+    }
     for guest in &view.guests {
         let Some(pod_id) = owner(guest) else { continue };
-        let knows = |pod: &&PodBook| {
-            pod.pod_id == pod_id
-                && u32::try_from(pod.vmid) == Ok(guest.at.vmid)
+        let knows = |pod: &&&PodBook| {
+            u32::try_from(pod.vmid) == Ok(guest.at.vmid)
                 // A quarantined guest is left for the operator, whatever became of its pod.
                 && (!pod.deleted || pod.phase.as_deref().is_some_and(|phase| phase != "active"))
         };
-        match books.pods.iter().find(knows) {
+        match books.get(&pod_id).and_then(|pods| pods.iter().find(knows)) {
             Some(pod) => lock(world, view, guest, pod, findings),
             None => findings.push(orphan(world, view, guest, pod_id)),
         }
@@ -205,12 +207,16 @@ fn lock(
 
 /// Pods of ours in this cluster: is each one's guest there?
 fn pods_of(world: &World<'_>, view: &ClusterView, out: &mut Judgement) {
+    let mut by_vmid: BTreeMap<u32, Vec<&SeenGuest>> = BTreeMap::new();
+    for guest in &view.guests {
+        by_vmid.entry(guest.at.vmid).or_default().push(guest);
+    }
     for pod in &world.books.pods {
         if pod.cluster_id != Some(view.id) || pod.phase.as_deref() != Some("active") {
             continue;
         }
-        let at = |guest: &&SeenGuest| u32::try_from(pod.vmid) == Ok(guest.at.vmid);
-        let here: Vec<&SeenGuest> = view.guests.iter().filter(at).collect();
+        let here = u32::try_from(pod.vmid).ok().and_then(|vmid| by_vmid.get(&vmid));
+        let here: &[&SeenGuest] = here.map_or(&[], Vec::as_slice);
         let ours = here.iter().any(|guest| owner(guest) == Some(pod.pod_id));
         if ours && pod.lost {
             out.returned.push(pod.pod_id);

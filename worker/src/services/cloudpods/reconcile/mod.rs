@@ -48,9 +48,9 @@ use crate::{
 /// The duty's name in `fleet_rounds`.
 pub const DUTY: &str = "cloudpods-reconcile";
 /// A leader that is silent for so long has lost its round.
-const HOLD: Duration = Duration::from_secs(300);
+const HOLD: Duration = Duration::from_secs(120);
 /// A round that takes longer is given up before that.
-const ROUND_MAX: Duration = Duration::from_secs(240);
+const ROUND_MAX: Duration = Duration::from_secs(90);
 /// Most guests whose absence one round confirms; the others wait for the next.
 const CONFIRMED_AT_ONCE: usize = 50;
 /// Most orphans that one round removes.
