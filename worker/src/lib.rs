@@ -11,6 +11,7 @@
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
 //! | [`intake`] | job rows that say `queued`, on their way to Redis |
+//! | [`upkeep`] | duties beside the queues |
 //! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
@@ -30,3 +31,4 @@ pub mod outbox;
 pub mod serve;
 pub mod services;
 pub mod signals;
+pub mod upkeep;

@@ -4,10 +4,13 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod books;
 pub mod changes;
 pub mod dns;
+pub mod drift;
 pub mod jobs;
 pub mod ledger;
+pub mod metrics;
 pub mod nodes;
 pub mod operations;
 pub mod pods;
@@ -15,6 +18,8 @@ pub mod pool_admin;
 pub mod pools;
 pub mod queued_rows;
 pub mod quota;
+pub mod repairs;
+pub mod rounds;
 
 use std::time::Duration;
 
