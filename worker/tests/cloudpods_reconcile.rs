@@ -145,6 +145,33 @@ async fn an_orphan_is_reported_later_and_removed_only_where_that_is_wanted() {
 }
 
 #[tokio::test]
+async fn an_orphan_that_is_protected_or_in_the_books_after_all_is_not_removed() {
+    let world = World::new().await;
+    let pod = world.orphan(777).await;
+    let at = GuestAt { node: "pve1".to_owned(), kind: GuestKind::Lxc, vmid: 777 };
+    let _ = world.client().set_guest_config(&at, None, &[("protection", "1")]).await;
+    let removing = world.reconciler(&[("MPANEL_FLEET_CLOUDPODS__ORPHAN_DELETE", "true")]);
+    removing.round().await.unwrap();
+    world.later(16).await;
+    let mutations = world.mutations();
+    for _ in 0..2 {
+        assert_eq!(removing.round().await.unwrap().unwrap().repaired, 0);
+    }
+    let orphan = "SELECT state || ' ' || COALESCE(action, '-') FROM fleet_drift WHERE kind = 'orphan_guest'";
+    assert_eq!((world.mutations(), world.one(orphan).await.as_str()), (mutations, "open -"));
+    let _ = world.client().set_guest_config(&at, None, &[("protection", "0")]).await;
+    // A job takes it up at this moment.
+    world
+        .execute(&format!(
+            "INSERT INTO fleet_pod_leases VALUES ('{pod}', 'cloudpods-destroy', 'd', now() + interval '1 minute')"
+        ))
+        .await;
+    let mutations = world.mutations();
+    removing.round().await.unwrap();
+    assert_eq!((world.mutations(), world.sim.guest(777).unwrap().status), (mutations, "running"));
+}
+
+#[tokio::test]
 async fn a_pod_whose_guest_was_removed_is_marked_lost_and_never_made_again() {
     let world = World::new().await;
     let pod = world.pod(121).await;
@@ -225,7 +252,7 @@ async fn without_quorum_or_with_an_api_away_nothing_is_concluded() {
     world.later(60).await;
     world.sim.set_quorum(false);
     let report = world.round().await;
-    assert!(report.passed_over[0].1.contains("no quorum"), "{report:?}");
+    assert!(report.passed_over[0].why.contains("no quorum"), "{report:?}");
     world.sim.set_quorum(true);
     // A second node of the cluster, whose own API does not answer.
     world
@@ -235,13 +262,18 @@ async fn without_quorum_or_with_an_api_away_nothing_is_concluded() {
         )
         .await;
     let report = world.round().await;
-    assert!(report.passed_over[0].1.contains("not every API answers"), "{report:?}");
+    assert!(report.passed_over[0].why.contains("not every API answers"), "{report:?}");
     world.execute("UPDATE cloud_pod_nodes SET api_url = (SELECT min(api_url) FROM cloud_pod_nodes WHERE name <> 'far'), node_name = 'pve9' WHERE name = 'far'").await;
     let report = world.round().await;
-    assert!(report.passed_over[0].1.contains("knows a node pve9"), "{report:?}");
+    assert!(report.passed_over[0].why.contains("knows a node pve9"), "{report:?}");
     assert_eq!(
         (world.one(DRIFT).await.as_str(), world.one(LOST).await.as_str()),
         ("lost_guest suspected -", "false")
+    );
+    let (code, text) = drift(&world, &[]).await;
+    assert!(
+        code == 0 && text.contains("nothing was concluded about the guests of cluster 1"),
+        "{code} {text}"
     );
     // The books are judged all the same.
     world.execute("UPDATE cloud_pod_allocations SET used_memory_mb = 1").await;

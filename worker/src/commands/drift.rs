@@ -11,7 +11,7 @@ use crate::{
         rounds::{self, LastRound},
     },
     exit::{Exit, Failed},
-    services::cloudpods::reconcile::DUTY,
+    services::cloudpods::reconcile::{DUTY, judge::PassedOver},
 };
 
 /// Shows the findings.
@@ -79,12 +79,12 @@ fn tell_of_round(last: Option<&LastRound>) {
     if let Some(error) = &last.error {
         note(&format!("the last comparison failed: {error}"));
     }
-    for (id, why) in passed_over(last) {
-        note(&format!("cluster {id} was passed over: {why}"));
+    for PassedOver { cluster, why } in passed_over(last) {
+        note(&format!("nothing was concluded about the guests of cluster {cluster}: {why}"));
     }
 }
 
-fn passed_over(last: &LastRound) -> Vec<(i64, String)> {
+fn passed_over(last: &LastRound) -> Vec<PassedOver> {
     let list = last.report.as_ref().and_then(|report| report.get("passedOver").cloned());
     list.and_then(|list| serde_json::from_value(list).ok()).unwrap_or_default()
 }

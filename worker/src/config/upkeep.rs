@@ -115,3 +115,17 @@ pub(super) fn reconcile(layers: &mut Layers) -> Option<ReconcileConfig> {
         orphan_delete: orphan_delete?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_are_two_numbers_in_order() {
+        assert_eq!(threshold("90, 97"), Ok(Threshold { warning: 90, critical: 97 }));
+        assert_eq!(threshold("90,90"), Ok(Threshold { warning: 90, critical: 90 }));
+        for bad in ["", "90", "97,90", "0,90", "a,b", "1,2,3", "90,1001"] {
+            assert!(threshold(bad).is_err(), "{bad}");
+        }
+    }
+}

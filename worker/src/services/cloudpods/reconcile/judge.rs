@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -52,8 +53,17 @@ pub struct Judgement {
     pub judged: BTreeSet<Scope>,
     /// Lost pods whose guests are there again.
     pub returned: Vec<Uuid>,
-    /// Clusters of which nothing was concluded, and why.
-    pub passed_over: Vec<(i32, String)>,
+    /// Clusters of which nothing was concluded.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A cluster of which nothing was concluded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// `fleet_pve_clusters.id`.
+    pub cluster: i32,
+    /// Why.
+    pub why: String,
 }
 
 impl World<'_> {
@@ -85,7 +95,7 @@ pub fn judge(world: &World<'_>) -> Judgement {
     ledger::judge(world, &mut out.findings);
     for view in world.views {
         if let Some(why) = &view.unusable {
-            out.passed_over.push((view.id, why.clone()));
+            out.passed_over.push(PassedOver { cluster: view.id, why: why.clone() });
             continue;
         }
         out.judged.insert(Scope::Cluster(view.id));

@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 use self::{
     finding::{Finding, Limits, Repair, Step},
-    judge::{Judgement, World, judge},
+    judge::{Judgement, PassedOver, World, judge},
     view::Clusters,
 };
 use super::sites::Sites;
@@ -82,8 +82,8 @@ pub struct Report {
     pub closed: usize,
     /// Repairs made.
     pub repaired: usize,
-    /// Clusters of which nothing was concluded: id and reason.
-    pub passed_over: Vec<(i32, String)>,
+    /// Clusters of which nothing was concluded.
+    pub passed_over: Vec<PassedOver>,
 }
 
 /// Compares books and Proxmox.
@@ -137,8 +137,8 @@ impl Reconciler {
         let mut judgement = judge(&world);
         self.confirm(&clusters, &mut judgement).await;
         let recorded = self.record(&judgement).await?;
-        for (id, why) in &judgement.passed_over {
-            tracing::warn!(cluster = id, %why, "nothing is concluded about the cluster's guests this round");
+        for PassedOver { cluster, why } in &judgement.passed_over {
+            tracing::warn!(cluster, %why, "nothing is concluded about the cluster's guests this round");
         }
         let opened: Vec<&Finding> = judgement
             .findings

@@ -191,8 +191,6 @@ impl Reconciler {
         if !repairs::rest_vmid(&mut tx, cluster_id, vmid, pod_id).await? {
             return Ok(NOT_NEEDED);
         }
-        let action = if running { "stopped it" } else { "destroyed it" };
-        drift::act(&mut tx, finding.kind.as_str(), &finding.subject, action, false).await?;
         db::commit(tx).await?;
         let Some(api) = apis.first() else { return Ok(NOT_NEEDED) };
         let client = self.sites.at(api);
@@ -203,12 +201,17 @@ impl Reconciler {
         if !ours || config.protection || config.lock.is_some() || !rounds::is_ours(&self.db, round).await? {
             return Ok(NOT_NEEDED);
         }
+        let action = if running { "stopped it" } else { "destroyed it" };
         tracing::warn!(guest = %at, pod = %pod_id, action, "an orphan is removed (cloudpods.orphan_delete)");
         let outcome =
             if running { client.power(at, Power::Stop).await } else { client.destroy_guest(at).await };
         match outcome {
-            Outcome::Done(_) | Outcome::Unknown(_) => Ok(MADE),
-            Outcome::NotDone(error) => Err(error.into()),
+            Outcome::Done(_) | Outcome::Unknown(_) => {}
+            Outcome::NotDone(error) => return Err(error.into()),
         }
+        let mut tx = db::begin(&self.db).await?;
+        drift::act(&mut tx, finding.kind.as_str(), &finding.subject, action, false).await?;
+        db::commit(tx).await?;
+        Ok(MADE)
     }
 }

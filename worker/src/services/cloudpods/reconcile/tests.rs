@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     finding::{Finding, Kind, Limits, Repair, Scope, Step},
-    judge::{Judgement, World, judge},
+    judge::{Judgement, PassedOver, World, judge},
     view::{ClusterView, SeenGuest},
 };
 use crate::adapters::{
@@ -235,7 +235,7 @@ fn a_pod_of_another_maker_is_lost_only_when_every_cluster_was_seen() {
     let judgement = stage.judge();
     assert_eq!(judgement.findings, []);
     assert_eq!(judgement.judged, BTreeSet::from([Scope::Books, Scope::Cluster(1)]));
-    assert_eq!(judgement.passed_over, [(2, "away".to_owned())]);
+    assert_eq!(judgement.passed_over, [PassedOver { cluster: 2, why: "away".to_owned() }]);
 }
 
 #[test]
