@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{ChildStderr, ChildStdout};
+use tokio::sync::watch;
 
 use crate::TestkitError;
 use crate::child::{Guarded, spawn, tied};
@@ -95,23 +96,42 @@ pub struct Line {
     pub text: String,
 }
 
+/// How long the last lines of a program that has ended may take; a grandchild may keep its output open.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Clone, Default)]
-struct Lines(Arc<Mutex<Vec<Line>>>);
+struct Lines {
+    read: Arc<Mutex<Vec<Line>>>,
+    /// Streams that are not at their end.
+    open: watch::Sender<usize>,
+}
 
 impl Lines {
     fn follow(&self, stream: Stream, source: impl AsyncRead + Unpin + Send + 'static) {
         let lines = self.clone();
+        self.open.send_modify(|open| *open += 1);
         // Ends with the program's output, at the latest with the runtime.
         tokio::spawn(async move {
             let mut source = BufReader::new(source).lines();
             while let Ok(Some(text)) = source.next_line().await {
-                lines.0.lock().unwrap_or_else(PoisonError::into_inner).push(Line { stream, text });
+                lines.read.lock().unwrap_or_else(PoisonError::into_inner).push(Line { stream, text });
             }
+            lines.open.send_modify(|open| *open -= 1);
         });
     }
 
+    fn are_complete(&self) -> bool {
+        *self.open.borrow() == 0
+    }
+
+    async fn complete(&self) {
+        let mut open = self.open.subscribe();
+        // What a grandchild still writes is not waited for.
+        let _ = tokio::time::timeout(LAST_LINES, open.wait_for(|open| *open == 0)).await;
+    }
+
     fn all(&self) -> Vec<Line> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -151,11 +171,10 @@ impl WorkerProcess {
     pub async fn wait_line(&self, part: &str, within: Duration) -> Result<String, TestkitError> {
         let what = format!("a line of {} with {part:?}", self.name);
         let found = eventually(&what, within, || async {
-            // The status first: what was written before the end is then among the lines a moment later.
-            let ended = self.exited();
+            let ended = self.exited().filter(|_| self.lines.are_complete());
             match (self.lines().into_iter().find(|line| line.text.contains(part)), ended) {
                 (Some(line), _) => Ok(Ok(line.text)),
-                (None, Some(status)) if self.quiet().await => Ok(Err(status)),
+                (None, Some(status)) => Ok(Err(status)),
                 (None, _) => Err(self.tail()),
             }
         })
@@ -187,24 +206,21 @@ impl WorkerProcess {
         self.process.kill();
     }
 
-    /// Its exit status.
+    /// Its exit status; all its lines have been read then.
     ///
     /// # Errors
     /// [`TestkitError::Timeout`] with the last lines when it still runs.
     pub async fn wait(&self, within: Duration) -> Result<ExitStatus, TestkitError> {
-        self.process.wait(within).await.map_err(|error| match error {
+        let ended = self.process.wait(within).await;
+        if ended.is_ok() {
+            self.lines.complete().await;
+        }
+        ended.map_err(|error| match error {
             TestkitError::Timeout { what, within, seen } => {
                 TestkitError::Timeout { what, within, seen: format!("{seen}\n{}", self.tail()) }
             }
             other => other,
         })
-    }
-
-    /// No line came for a moment: the readers have caught up with an ended program.
-    async fn quiet(&self) -> bool {
-        let before = self.lines().len();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        self.lines().len() == before
     }
 
     fn tail(&self) -> String {
