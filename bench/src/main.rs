@@ -127,12 +127,15 @@ async fn bench(cli: Cli) -> Result<ExitCode, BoxError> {
     let names: Vec<_> = sides.iter().map(|side| side.name.as_str()).collect();
     let how = format!("{} jobs, {} repetitions, {business}", cli.jobs, repetitions.most);
     progress(&format!("{} cases, {how}: {}", cases.len(), names.join(", ")));
-    let runs = run_all(&cases, &sides, repetitions, &mut meter).await?;
+    let (runs, failures) = run_all(&cases, &sides, repetitions, &mut meter).await?;
     let (text, worse) = render(&cases, &runs, &sides);
     if cli.json {
         say(&serde_json::to_string(&runs)?);
     } else {
         say(&format!("{how}\n{text}"));
+        for failure in failures {
+            say(&format!("FAILED  {failure}; left out of the figures"));
+        }
     }
     if let Some(file) = cli.plot() {
         let subtitle =

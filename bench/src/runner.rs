@@ -99,18 +99,20 @@ impl Repetitions {
     }
 }
 
-/// Runs `cases` so many times, the sides in turn.
+/// Runs `cases` so many times, the sides in turn. Answers the runs, and which runs
+/// of peers failed.
 ///
 /// # Errors
-/// The first run that fails, or that leaves something else than it must.
+/// The first run of ours that fails, or that leaves something else than it must. A
+/// peer that does so is told, and left out of that repetition.
 pub async fn run_all(
     cases: &[Case],
     adapters: &[Adapter],
     repetitions: Repetitions,
     meter: &mut Meter,
-) -> Result<Vec<Run>, BoxError> {
+) -> Result<(Vec<Run>, Vec<String>), BoxError> {
     let fleet = adapters.iter().find(|adapter| adapter.side.key == FLEET).ok_or("our side is missing")?;
-    let mut runs = Vec::new();
+    let (mut runs, mut failures) = (Vec::new(), Vec::new());
     for repetition in 1..=repetitions.most.max(repetitions.large) {
         for case in cases.iter().filter(|case| repetition <= repetitions.of(case)) {
             let mut order: Vec<&Adapter> = adapters.iter().filter(|adapter| serves(adapter, case)).collect();
@@ -119,8 +121,18 @@ pub async fn run_all(
             order.rotate_left(first);
             for adapter in order {
                 let mut bench = Bench { case, adapter, fleet, meter };
-                let (answer, server) =
-                    bench.run().await.map_err(|e| format!("{} by {}: {e}", case.name, adapter.name))?;
+                let (answer, server) = match bench.run().await {
+                    Ok(done) => done,
+                    Err(error) => {
+                        let failure = format!("{} by {}: {error}", case.name, adapter.name);
+                        if adapter.side.key == FLEET {
+                            return Err(failure.into());
+                        }
+                        progress(&format!("FAILED {failure}"));
+                        failures.push(failure);
+                        continue;
+                    }
+                };
                 let side = adapter.side.key.to_owned();
                 let run = Run { case: case.name, repetition, side, answer, server };
                 progress(&said(case, adapter, &run, repetitions.of(case)));
@@ -128,7 +140,7 @@ pub async fn run_all(
             }
         }
     }
-    Ok(runs)
+    Ok((runs, failures))
 }
 
 fn serves(adapter: &Adapter, case: &Case) -> bool {
