@@ -16,6 +16,8 @@ use mpanel_testkit::{
 };
 
 const CREATE: &str = "/nodes/*/lxc";
+/// Somebody waits for an advisory lock that a [`Held`] has.
+const WAITS_FOR_A_LOCK: &str = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 fn step(step: &str, what: &str) -> String {
     format!("SELECT {what} FROM fleet_job_steps WHERE step = '{step}'")
@@ -86,6 +88,20 @@ async fn killed_while_the_guest_starts_and_before_its_address_is_known() {
     );
 }
 
+async fn in_the_middle_of_the_reservation() {
+    let stage = Stage::new().await;
+    stage.queue().open_events().await.unwrap();
+    let held = Held::quota(&stage.world.url).await;
+    let first = stage.worker().await;
+    let id = stage.enqueue(payload(121)).await;
+    stage.until(WAITS_FOR_A_LOCK, "true").await;
+    first.kill9();
+    held.release().await;
+    let _second = stage.worker().await;
+    stage.finished(&id).await;
+    stage.assert_one_pod(&id, 121).await;
+}
+
 async fn in_the_middle_of_the_commit() {
     let stage = Stage::new().await;
     stage.queue().open_events().await.unwrap();
@@ -95,8 +111,7 @@ async fn in_the_middle_of_the_commit() {
     stage.until(&step("start", "state"), "done").await;
     let held = Held::quota(&stage.world.url).await;
     stage.until(&step("verify", "state"), "done").await;
-    let waits = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    stage.until(waits, "true").await;
+    stage.until(WAITS_FOR_A_LOCK, "true").await;
     first.kill9();
     held.release().await;
     let _second = stage.worker().await;
@@ -232,8 +247,12 @@ async fn killed_before_the_guest_starts() {
 }
 
 #[tokio::test]
-async fn killed_around_the_commit() {
-    tokio::join!(in_the_middle_of_the_commit(), after_the_commit_before_redis_knew());
+async fn killed_in_the_transactions_and_after_the_last() {
+    tokio::join!(
+        in_the_middle_of_the_reservation(),
+        in_the_middle_of_the_commit(),
+        after_the_commit_before_redis_knew()
+    );
 }
 
 #[tokio::test]
