@@ -3,10 +3,13 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use mpanel_protocol::payload::cloudpods::CREATE_QUEUE;
+use mpanel_connect::{Redis, ServerClock};
+use mpanel_protocol::{ids::Prefix, payload::cloudpods::CREATE_QUEUE};
+use secrecy::ExposeSecret as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -16,14 +19,17 @@ use crate::{
         db::{self, nodes},
         proxmox::Pve,
     },
-    config::{Config, ProxmoxConfig, RedisConfig, RunConfig},
+    config::{Config, RedisConfig, RunConfig},
     exit::{Exit, Failed},
     migrate,
-    serve::serve,
-    services::cloudpods::{
-        self, CreateHandler, CreateService, Sites,
-        dns::Names,
-        operation::{Operation, OperationHandler, OperationService},
+    serve::{of_connect, serve},
+    services::{
+        cloudpods::{
+            self, CreateHandler, CreateService, Sites,
+            dns::Names,
+            operation::{Operation, OperationHandler, OperationService},
+        },
+        telemetry::{self, TelemetryHandler, TelemetryService},
     },
     signals,
 };
@@ -42,11 +48,22 @@ pub struct App {
     pub config: Config,
     /// Redis.
     pub redis: RedisConfig,
+    /// Its connections; opened when they are needed.
+    pub link: Redis,
+    /// Its time.
+    pub clock: Arc<ServerClock>,
     /// Postgres; connects when it is needed.
     pub db: PgPool,
-    /// Proxmox.
+    /// Proxmox; telemetry alone does without.
+    pub proxmox: Option<Proxmox>,
+}
+
+/// Proxmox, as services use it.
+#[derive(Debug)]
+pub struct Proxmox {
+    /// Which API answers for which node.
     pub sites: Sites,
-    /// How long a Proxmox request of unknown outcome may still take effect.
+    /// How long a request of unknown outcome may still take effect.
     pub settle: Duration,
 }
 
@@ -68,6 +85,8 @@ pub enum ServiceHandler {
     CloudpodsCreate(CreateHandler),
     /// Does something to pods that exist.
     CloudpodsOperation(OperationHandler),
+    /// Collects telemetry.
+    Telemetry(TelemetryHandler),
 }
 
 impl App {
@@ -76,12 +95,17 @@ impl App {
     /// # Errors
     /// Exit 78 when the configuration cannot be used.
     pub fn new(config: Config) -> Result<Self, Failed> {
-        let missing = |what: &str| Failed::new(Exit::Configuration, format!("{what} is not configured"));
-        let redis = config.redis.clone().ok_or_else(|| missing("Redis"))?;
-        let proxmox: ProxmoxConfig = config.proxmox.clone().ok_or_else(|| missing("Proxmox"))?;
-        let sites = Sites::new(Pve::new(&proxmox)?, &proxmox);
+        let missing = || Failed::new(Exit::Configuration, "Redis is not configured");
+        let redis = config.redis.clone().ok_or_else(missing)?;
+        let link = Redis::open(redis.url.expose_secret()).map_err(of_connect)?;
+        let proxmox = match &config.proxmox {
+            Some(proxmox) => {
+                Some(Proxmox { sites: Sites::new(Pve::new(proxmox)?, proxmox), settle: proxmox.settle })
+            }
+            None => None,
+        };
         let db = db::pool(config.database.options.clone(), config.database.max_connections);
-        Ok(Self { config, redis, db, sites, settle: proxmox.settle })
+        Ok(Self { config, redis, link, clock: Arc::default(), db, proxmox })
     }
 }
 
@@ -91,21 +115,29 @@ impl App {
 /// Exit 78 when a queue is named that we do not know.
 pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
     let RunConfig { queues, concurrency, .. } = &app.config.run;
-    let create =
-        CreateService::new(app.db.clone(), app.sites.clone(), app.config.cloudpods.clone(), app.settle);
-    let mut all = vec![QueueService {
-        queue: CREATE_QUEUE,
-        // mPanel's own figure for this queue.
-        concurrency: concurrency.unwrap_or(2),
-        handler: ServiceHandler::CloudpodsCreate(CreateHandler::new(create)),
-    }];
-    let operations =
-        OperationService::new(app.db.clone(), app.sites.clone(), app.config.cloudpods.clone(), app.settle);
-    all.extend(Operation::ALL.into_iter().map(|operation| QueueService {
-        queue: operation.queue(),
-        concurrency: concurrency.unwrap_or(operation.concurrency()),
-        handler: ServiceHandler::CloudpodsOperation(OperationHandler::new(operations.clone(), operation)),
-    }));
+    let mut all = Vec::new();
+    if let Some(Proxmox { sites, settle }) = &app.proxmox {
+        let cloudpods = &app.config.cloudpods;
+        let create = CreateService::new(app.db.clone(), sites.clone(), cloudpods.clone(), *settle);
+        all.push(QueueService {
+            queue: CREATE_QUEUE,
+            // mPanel's own figure for this queue.
+            concurrency: concurrency.unwrap_or(2),
+            handler: ServiceHandler::CloudpodsCreate(CreateHandler::new(create)),
+        });
+        let operations = OperationService::new(app.db.clone(), sites.clone(), cloudpods.clone(), *settle);
+        all.extend(Operation::ALL.into_iter().map(|operation| QueueService {
+            queue: operation.queue(),
+            concurrency: concurrency.unwrap_or(operation.concurrency()),
+            handler: ServiceHandler::CloudpodsOperation(OperationHandler::new(operations.clone(), operation)),
+        }));
+    }
+    all.push(QueueService {
+        queue: telemetry::QUEUE,
+        // One collector never waits for another.
+        concurrency: u32::try_from(telemetry::clock::Collector::ALL.len()).unwrap_or(1),
+        handler: ServiceHandler::Telemetry(TelemetryHandler::new(telemetry_service(app)?)),
+    });
     let Some(wanted) = queues else { return Ok(all) };
     let known: Vec<&str> = all.iter().map(|service| service.queue).collect();
     let unknown: Vec<&str> =
@@ -122,6 +154,14 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
     }
     all.retain(|service| wanted.iter().any(|queue| queue == service.queue));
     Ok(all)
+}
+
+fn telemetry_service(app: &App) -> Result<TelemetryService, Failed> {
+    let wrong = |text: String| Failed::new(Exit::Configuration, text);
+    let prefix = Prefix::new(&app.redis.prefix).map_err(|error| wrong(error.to_string()))?;
+    let config = app.config.telemetry.clone();
+    TelemetryService::new(app.db.clone(), config, app.link.clone(), prefix, app.clock.clone())
+        .map_err(|error| wrong(error.to_string()))
 }
 
 /// Serves until told to stop.
@@ -203,6 +243,7 @@ async fn wait_for_database(app: &App) -> Result<(), Failed> {
 /// Asks each node's API whether it takes our token. One that is away is no
 /// reason not to start; one that refuses us is.
 async fn check_proxmox(app: &App) -> Result<(), Failed> {
+    let Some(Proxmox { sites, .. }) = &app.proxmox else { return Ok(()) };
     let nodes = nodes::all(&app.db).await?;
     if nodes.is_empty() {
         tracing::warn!(
@@ -211,7 +252,7 @@ async fn check_proxmox(app: &App) -> Result<(), Failed> {
     }
     let mut bases = BTreeSet::new();
     for node in nodes.iter().filter(|node| node.provider.eq_ignore_ascii_case("proxmox")) {
-        match app.sites.base(&node.api_url) {
+        match sites.base(&node.api_url) {
             Ok(base) => {
                 bases.insert(base);
             }
@@ -219,11 +260,11 @@ async fn check_proxmox(app: &App) -> Result<(), Failed> {
         }
     }
     // With PROXMOX_API_URL set the check needs no node.
-    if let Ok(base) = app.sites.base("") {
+    if let Ok(base) = sites.base("") {
         bases.insert(base);
     }
     for base in bases {
-        match app.sites.at(&base).check().await {
+        match sites.at(&base).check().await {
             Ok(()) => tracing::info!(api = %base, "Proxmox takes our token"),
             Err(error) if error.class.is_configuration() => return Err(error.into()),
             Err(error) => {

@@ -9,10 +9,20 @@ use std::{
     process::Command,
 };
 
+use mpanel_worker::services;
+
 /// Most exposure that `systemd-analyze security` may find, in tenths.
 const EXPOSURE_MAX: &str = "--threshold=15";
 const FLEET_ENV: &str = include_str!("../../deploy/env/fleet.env.example");
-const CLOUDPODS_ENV: &str = include_str!("../../deploy/systemd/mpanel-cloudpods.env.example");
+/// The units of services: their environments, and their queues.
+const SERVICES: [(&str, &str, fn() -> Vec<&'static str>); 2] = [
+    ("mpanel-cloudpods.service", include_str!("../../deploy/systemd/mpanel-cloudpods.env.example"), || {
+        services::cloudpods::queues().collect()
+    }),
+    ("mpanel-telemetry.service", include_str!("../../deploy/systemd/mpanel-telemetry.env.example"), || {
+        services::telemetry::queues().collect()
+    }),
+];
 
 fn units() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd");
@@ -63,27 +73,31 @@ fn units_drain_before_they_are_killed_and_do_not_start_again_when_wrong() {
 }
 
 #[test]
-fn the_unit_serves_every_queue_of_its_service() {
-    let unit = units().into_iter().find(|path| path.ends_with("mpanel-cloudpods.service")).unwrap();
-    let text = fs::read_to_string(unit).unwrap();
-    let exec = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
-    let queues = exec.split(' ').skip_while(|word| *word != "--queues").nth(1).unwrap();
-    let mut queues: Vec<&str> = queues.split(',').collect();
-    queues.sort_unstable();
-    let mut known: Vec<&str> = mpanel_worker::services::cloudpods::queues().collect();
-    known.sort_unstable();
-    assert_eq!(queues, known);
+fn the_units_serve_every_queue_of_their_services() {
+    for (name, _, known) in SERVICES {
+        let unit = units().into_iter().find(|path| path.ends_with(name)).unwrap();
+        let text = fs::read_to_string(unit).unwrap();
+        let exec = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+        let queues = exec.split(' ').skip_while(|word| *word != "--queues").nth(1).unwrap();
+        let mut queues: Vec<&str> = queues.split(',').collect();
+        queues.sort_unstable();
+        let mut known = known();
+        known.sort_unstable();
+        assert_eq!(queues, known, "{name}");
+    }
 }
 
 #[test]
-fn the_example_beside_the_unit_is_the_part_of_the_whole() {
+fn the_examples_beside_the_units_are_parts_of_the_whole() {
     let sections = |text: &'static str| text.split("\n# --- ").skip(1).map(str::trim_end);
     let theirs: Vec<&str> = sections(FLEET_ENV).collect();
-    let own = sections(CLOUDPODS_ENV).filter(|section| !section.starts_with("This unit's own"));
-    let mut count = 0;
-    for section in own {
-        count += 1;
-        assert!(theirs.contains(&section), "differs from fleet.env.example:\n{section}");
+    for (name, environment, _) in SERVICES {
+        let own = sections(environment).filter(|section| !section.starts_with("This unit's own"));
+        let mut count = 0;
+        for section in own {
+            count += 1;
+            assert!(theirs.contains(&section), "{name} differs from fleet.env.example:\n{section}");
+        }
+        assert!(count >= 1, "{name}");
     }
-    assert!(count >= 2);
 }

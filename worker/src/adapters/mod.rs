@@ -1,5 +1,8 @@
-//! The outside world: Proxmox and Postgres. Adapters never import services.
+//! The outside world: Proxmox, Postgres, Redis, PowerDNS, pages. Adapters never import services.
 
 pub mod db;
+pub mod pg_stats;
 pub mod powerdns;
+pub mod probe;
 pub mod proxmox;
+pub mod redis_stats;

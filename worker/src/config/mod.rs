@@ -10,6 +10,7 @@ pub mod redis;
 mod resolve;
 pub mod settings;
 pub mod sources;
+mod telemetry;
 
 use std::{fmt, time::Duration};
 
@@ -21,6 +22,7 @@ pub use self::{
     redis::{PeerLine, RedisConfig},
     resolve::Layers,
     sources::Sources,
+    telemetry::{Target, TargetKind, TelemetryConfig},
 };
 
 /// One thing wrong with the configuration.
@@ -159,6 +161,8 @@ pub struct Config {
     pub cloudpods: CloudpodsConfig,
     /// Names of pods; `None`: nobody keeps them.
     pub dns: Option<DnsConfig>,
+    /// What telemetry looks at.
+    pub telemetry: TelemetryConfig,
     /// How `run` behaves.
     pub run: RunConfig,
     /// What is logged.
@@ -176,10 +180,14 @@ impl Config {
         let (redis, proxmox) = match needs {
             Needs::Database => (None, None),
             Needs::Proxmox => (None, proxmox::proxmox(&mut layers)),
-            Needs::All => (redis::redis(&mut layers), proxmox::proxmox(&mut layers)),
+            Needs::All => {
+                let proxmox = needs_proxmox(&layers).then(|| proxmox::proxmox(&mut layers)).flatten();
+                (redis::redis(&mut layers), proxmox)
+            }
         };
         let cloudpods = cloudpods(&mut layers);
         let dns = dns::dns(&mut layers);
+        let telemetry = telemetry::telemetry(&mut layers);
         let run = run(&mut layers);
         if layers.text("log.format").is_some_and(|format| !matches!(format, "text" | "json")) {
             layers.problem("log.format", "must be text or json");
@@ -188,13 +196,23 @@ impl Config {
             filter: layers.text("log.level").unwrap_or("info,sqlx=warn").to_owned(),
             json: layers.text("log.format") == Some("json"),
         };
-        match (database, cloudpods, run) {
-            (Some(database), Some(cloudpods), Some(run)) if layers.problems.is_empty() => {
-                Ok(Self { database, redis, proxmox, cloudpods, dns, run, log })
+        match (database, cloudpods, telemetry, run) {
+            (Some(database), Some(cloudpods), Some(telemetry), Some(run)) if layers.problems.is_empty() => {
+                Ok(Self { database, redis, proxmox, cloudpods, dns, telemetry, run, log })
             }
             _ => Err(ConfigError(layers.problems)),
         }
     }
+}
+
+/// Telemetry by itself does without Proxmox, unless one is configured.
+fn needs_proxmox(layers: &Layers) -> bool {
+    let only_telemetry = layers.text("run.queues").is_some_and(|queues| {
+        let mut queues = queues.split(',').map(str::trim).filter(|queue| !queue.is_empty()).peekable();
+        queues.peek().is_some() && queues.all(|queue| queue.starts_with("telemetry-"))
+    });
+    let configured = ["proxmox.token_id", "proxmox.username"].iter().any(|key| layers.text(key).is_some());
+    !only_telemetry || configured
 }
 
 fn database_config(layers: &mut Layers) -> Option<DatabaseConfig> {

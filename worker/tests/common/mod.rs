@@ -6,6 +6,7 @@
 
 pub mod operations;
 pub mod stage;
+pub mod telemetry;
 
 use std::{
     sync::{

@@ -15,6 +15,9 @@ pub mod pool_admin;
 pub mod pools;
 pub mod queued_rows;
 pub mod quota;
+pub mod slow_queries;
+pub mod telemetry;
+pub mod telemetry_upkeep;
 
 use std::time::Duration;
 

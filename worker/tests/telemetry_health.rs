@@ -1,0 +1,136 @@
+//! Health of the configured targets, from real servers to mPanel's rows: what
+//! counts as up, degraded and down, and that each tick is written once.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap in a test is a failed test")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::telemetry::{Answer, Page, START_MS, Watch};
+use mpanel_worker::services::telemetry::{Done, Written, clock::Collector};
+use tokio::net::TcpListener;
+
+const UP: &str = r#"{"status":"ok"}"#;
+
+#[tokio::test]
+async fn mpanels_targets_get_rows_under_mpanels_names() {
+    let page = Page::serve(Answer::page("200 OK", UP)).await;
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let db_host = port.local_addr().unwrap().to_string();
+    let watch = Watch::new(&[
+        ("NODE_MPANEL_CORE_URL", &page.url()),
+        ("NODE_DB_CORE_HOST", &db_host),
+        ("MPANEL_FLEET_TELEMETRY__TCP_SLOW_MS", "2000"),
+    ])
+    .await;
+    assert_eq!(watch.tick(Collector::Health).await, Done::Written(Written::Rows(2)));
+    assert_eq!(watch.statuses("mpanel-core").await, "up");
+    assert_eq!(watch.statuses("db-core").await, "up");
+    let written = "SELECT checked_at::text || ' ' || (latency_ms > 0) FROM monitoring_service_status
+                   WHERE service_name = 'mpanel-core'";
+    assert_eq!(watch.one(written).await, "2027-01-15 08:00:00 true");
+    assert_eq!(watch.figure("probe_http_status", "mpanel-core").await, Some(200.0));
+    for part in ["probe_dns_seconds", "probe_connect_seconds", "probe_first_byte_seconds"] {
+        let seconds = watch.figure(part, "mpanel-core").await.unwrap();
+        assert!((0.0..5.0).contains(&seconds), "{part} {seconds}");
+    }
+}
+
+#[tokio::test]
+async fn a_tick_is_written_once_by_however_many_workers() {
+    let page = Page::serve(Answer::page("200 OK", UP)).await;
+    let settings = [("NODE_MPANEL_CORE_URL", page.url())];
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let watch = Watch::new(&settings).await;
+    let tick = watch.due(Collector::Health);
+    let workers: Vec<_> = (0..4).map(|_| watch.another(&settings)).collect();
+    let done = futures_util::future::join_all(workers.iter().map(|worker| worker.tick(tick))).await;
+    let rows = done.into_iter().filter(|done| matches!(done, Ok(Done::Written(Written::Rows(1))))).count();
+    assert_eq!(rows, 1);
+    assert_eq!(watch.service.tick(tick).await.unwrap(), Done::Written(Written::Already));
+    assert_eq!(watch.statuses("mpanel-core").await, "up");
+}
+
+#[tokio::test]
+async fn late_ticks_are_passed_over_and_older_ones_change_nothing() {
+    let page = Page::serve(Answer::page("200 OK", UP)).await;
+    let watch = Watch::new(&[("NODE_MPANEL_CORE_URL", &page.url())]).await;
+    let old = watch.due(Collector::Health);
+    watch.set_clock(START_MS + 1000);
+    let newer = watch.due(Collector::Health);
+    let late = watch.due(Collector::Health);
+    assert_eq!(watch.service.tick(newer).await.unwrap(), Done::Written(Written::Rows(1)));
+    // Its worker was slow, and the next one quicker.
+    assert_eq!(watch.service.tick(old).await.unwrap(), Done::Written(Written::Overtaken));
+    watch.set_clock(START_MS + 60_000);
+    let late = mpanel_worker::services::telemetry::clock::Tick { due_ms: late.due_ms + 1, ..late };
+    let asked = page.asked();
+    assert_eq!(watch.service.tick(late).await.unwrap(), Done::Late);
+    assert_eq!((page.asked(), watch.statuses("mpanel-core").await.as_str()), (asked, "up"));
+    let skipped = "SELECT string_agg(outcome, ' ' ORDER BY tick_at) FROM fleet_telemetry_ticks";
+    assert_eq!(watch.one(skipped).await, "skipped written skipped");
+}
+
+#[tokio::test]
+async fn an_outage_shows_after_three_failures_and_ends_after_two_successes() {
+    let page = Page::serve(Answer::page("200 OK", UP)).await;
+    let watch = Watch::new(&[("NODE_SRV1_WEB_URL", &page.url())]).await;
+    watch.tick(Collector::Health).await;
+    page.answer(Answer::page("503 Service Unavailable", "no"));
+    // An interval of two seconds leaves time to ask a failed target again once.
+    for _ in 0..3 {
+        watch.tick(Collector::Health).await;
+    }
+    page.answer(Answer::page("200 OK", UP));
+    for _ in 0..2 {
+        watch.tick(Collector::Health).await;
+    }
+    let seen = watch.statuses("srv1-web").await;
+    assert!(seen.starts_with("up ") && seen.contains("down down") && seen.ends_with("down up"), "{seen}");
+    let latency =
+        "SELECT count(*) FROM monitoring_service_status WHERE status = 'down' AND latency_ms IS NOT NULL";
+    assert_eq!(watch.one(latency).await, "0");
+}
+
+#[tokio::test]
+async fn endpoints_that_misbehave_are_told_apart_and_delay_nobody() {
+    let hang = Page::serve(Answer::Hang).await;
+    let stream = Page::serve(Answer::Stream).await;
+    let garbage = Page::serve(Answer::Text("\u{1}garbage\r\n\r\n".to_owned())).await;
+    let away = Page::serve(Answer::redirect("http://169.254.169.254/latest/meta-data/")).await;
+    let home = Page::serve(Answer::page("200 OK", "welcome")).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let targets = format!(
+        "hang={},stream={},garbage={},away={},body={}|body=welcome,nobody={}|body=goodbye,closed=127.0.0.1:{closed},name=http://no.such.host.invalid/",
+        hang.url(),
+        stream.url(),
+        garbage.url(),
+        away.url(),
+        home.url(),
+        home.url(),
+    );
+    let watch = Watch::new(&[
+        ("MPANEL_FLEET_TELEMETRY__TARGETS", &targets),
+        ("MPANEL_FLEET_TELEMETRY__TIMEOUT_MS", "700"),
+        ("MPANEL_FLEET_TELEMETRY__SLOW_MS", "5000"),
+    ])
+    .await;
+    let begun = Instant::now();
+    watch.tick(Collector::Health).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    for (service, status, why) in [
+        ("hang", "down", "an answer was waited for"),
+        ("stream", "up", "-"),
+        ("garbage", "down", "no HTTP answer"),
+        ("away", "degraded", "redirects elsewhere (http://169.254.169.254/"),
+        ("body", "up", "-"),
+        ("nobody", "down", "do not contain `goodbye`"),
+        ("closed", "down", "does not take the connection"),
+        ("name", "down", "cannot be resolved"),
+    ] {
+        let seen = watch.why(service).await;
+        assert_eq!(watch.statuses(service).await, status, "{service}: {seen}");
+        assert!(seen.contains(why), "{service}: {seen}");
+    }
+}
