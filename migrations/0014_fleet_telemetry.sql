@@ -4,7 +4,7 @@
 -- Locks: none on existing tables.
 -- Undo:  DROP TABLE fleet_telemetry_ticks, fleet_telemetry_services, fleet_telemetry_samples,
 --        fleet_telemetry_baselines, fleet_telemetry_query_deltas, fleet_telemetry_status_hourly,
---        fleet_telemetry_upkeep, fleet_queue_samples;  the rows of monitoring_* stay.
+--        fleet_telemetry_pods_hourly, fleet_telemetry_upkeep, fleet_queue_samples;  the rows of monitoring_* stay.
 
 -- One row a tick, written in the transaction of its rows: a second writer finds it and writes nothing.
 CREATE TABLE IF NOT EXISTS fleet_telemetry_ticks (
@@ -68,6 +68,19 @@ CREATE TABLE IF NOT EXISTS fleet_telemetry_status_hourly (
   latency_max_ms integer,
   PRIMARY KEY (service_name, hour));
 CREATE INDEX IF NOT EXISTS fleet_telemetry_status_hourly_age ON fleet_telemetry_status_hourly (hour);
+
+-- The same of cloud_pod_metrics.
+CREATE TABLE IF NOT EXISTS fleet_telemetry_pods_hourly (
+  pod_id uuid NOT NULL,
+  hour timestamptz NOT NULL,
+  samples integer NOT NULL,
+  cpu_sum numeric NOT NULL,
+  cpu_max numeric NOT NULL,
+  memory_sum numeric NOT NULL,
+  memory_max numeric NOT NULL,
+  disk_max numeric NOT NULL,
+  PRIMARY KEY (pod_id, hour));
+CREATE INDEX IF NOT EXISTS fleet_telemetry_pods_hourly_age ON fleet_telemetry_pods_hourly (hour);
 
 CREATE TABLE IF NOT EXISTS fleet_telemetry_upkeep (
   what text PRIMARY KEY,

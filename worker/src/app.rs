@@ -8,7 +8,7 @@ use std::{
 };
 
 use mpanel_connect::{Redis, ServerClock};
-use mpanel_protocol::{ids::Prefix, payload::cloudpods::CREATE_QUEUE};
+use mpanel_protocol::payload::cloudpods::CREATE_QUEUE;
 use secrecy::ExposeSecret as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::sleep;
@@ -29,9 +29,9 @@ use crate::{
             dns::Names,
             operation::{Operation, OperationHandler, OperationService},
         },
-        telemetry::{self, TelemetryHandler, TelemetryService},
+        telemetry::{self, TelemetryHandler},
     },
-    signals,
+    signals, ticks,
 };
 
 /// Longest pause between two looks at a database that is away.
@@ -136,7 +136,7 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
         queue: telemetry::QUEUE,
         // One collector never waits for another.
         concurrency: u32::try_from(telemetry::clock::Collector::ALL.len()).unwrap_or(1),
-        handler: ServiceHandler::Telemetry(TelemetryHandler::new(telemetry_service(app)?)),
+        handler: ServiceHandler::Telemetry(TelemetryHandler::new(ticks::service(app)?)),
     });
     let Some(wanted) = queues else { return Ok(all) };
     let known: Vec<&str> = all.iter().map(|service| service.queue).collect();
@@ -154,14 +154,6 @@ pub fn services(app: &App) -> Result<Vec<QueueService>, Failed> {
     }
     all.retain(|service| wanted.iter().any(|queue| queue == service.queue));
     Ok(all)
-}
-
-fn telemetry_service(app: &App) -> Result<TelemetryService, Failed> {
-    let wrong = |text: String| Failed::new(Exit::Configuration, text);
-    let prefix = Prefix::new(&app.redis.prefix).map_err(|error| wrong(error.to_string()))?;
-    let config = app.config.telemetry.clone();
-    TelemetryService::new(app.db.clone(), config, app.link.clone(), prefix, app.clock.clone())
-        .map_err(|error| wrong(error.to_string()))
 }
 
 /// Serves until told to stop.

@@ -6,11 +6,12 @@
 //! | [`config`] | from files, environment and flags to typed settings |
 //! | [`cli`], [`commands`], [`exit`] | the command line, what it does, how it ends |
 //! | [`migrate`] | bringing the database up to date |
-//! | [`adapters`] | Proxmox and Postgres; they import no service |
+//! | [`adapters`] | Proxmox, Postgres, Redis, pages; they import no service |
 //! | [`services`] | what we do for mPanel; they never import each other |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
 //! | [`intake`] | job rows that say `queued`, on their way to Redis |
+//! | [`ticks`] | the job schedulers of telemetry |
 //! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
 //! A job may run twice, on two machines, after a crash at any point. What makes
@@ -30,3 +31,4 @@ pub mod outbox;
 pub mod serve;
 pub mod services;
 pub mod signals;
+pub mod ticks;

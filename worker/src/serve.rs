@@ -1,36 +1,23 @@
 //! The engine's workers, one a queue: started, watched, stopped. The one place
 //! where the worker meets the engine.
 
-use std::{sync::Arc, time::Duration};
-
 use futures_util::future::join_all;
-use mpanel_connect::{ConnectError, Redis, ServerClock, is_broken};
+use mpanel_connect::{ConnectError, Redis};
 use mpanel_engine::{Engine, EngineError, Worker};
 use mpanel_producer::Producer;
-use mpanel_protocol::{ids::Prefix, payload::cloudpods::HEALTH_QUEUE, peer::Peer, time::Clock as _};
+use mpanel_protocol::{ids::Prefix, payload::cloudpods::HEALTH_QUEUE, peer::Peer};
 use sd_notify::NotifyState;
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::{
     app::{App, QueueService, ServiceHandler},
     config::PeerLine,
     exit::{Exit, Failed},
     intake, neighbours, outbox,
-    services::{
-        cloudpods::{intake::Intake, sweeps},
-        telemetry::{self, TelemetryService},
-    },
+    services::cloudpods::{intake::Intake, sweeps},
     signals::Orders,
+    ticks,
 };
-
-/// Shortest pause between two looks at the schedulers of telemetry's ticks.
-const KEEP_TICKS: Duration = Duration::from_secs(10);
-/// A Redis that does not answer for so long is away.
-const AWAY_AFTER: Duration = Duration::from_secs(8);
 
 /// Serves the queues until told to stop, or with `drain` until they are empty.
 ///
@@ -86,9 +73,9 @@ pub async fn serve(
     if queues.contains(&HEALTH_QUEUE) && !app.config.cloudpods.sweep_every.is_zero() {
         schedule_sweeps(app, &redis, &prefix, peer).await;
     }
-    let ticks = telemetry.map(|service| {
-        let producer = ProducerOf { redis: redis.clone(), prefix: prefix.clone(), peer };
-        tokio::spawn(keep_ticks(service, producer, app.clock.clone(), stop.child_token()))
+    let keeper = telemetry.map(|service| {
+        let of = ticks::ProducerOf { redis: redis.clone(), prefix: prefix.clone(), peer };
+        tokio::spawn(ticks::keep(service, of, app.clock.clone(), stop.child_token()))
     });
     tracing::info!(redis = %app.redis.shown, ?queues, worker = name, "ready");
     tell_systemd(NotifyState::Ready);
@@ -114,9 +101,9 @@ pub async fn serve(
     let _ = relay.await;
     intake.abort();
     let _ = intake.await;
-    if let Some(ticks) = ticks {
-        ticks.abort();
-        let _ = ticks.await;
+    if let Some(keeper) = keeper {
+        keeper.abort();
+        let _ = keeper.await;
     }
     let unfinished: usize = reports.iter().map(|report| report.unfinished).sum();
     if unfinished > 0 {
@@ -137,83 +124,6 @@ async fn schedule_sweeps(app: &App, redis: &Redis, prefix: &Prefix, peer: Peer) 
         Ok(true) => tracing::info!(minutes = every.as_secs() / 60, "the health sweep is scheduled"),
         Ok(false) => {}
         Err(error) => tracing::warn!(%error, "the health sweep is not scheduled; the next start tries again"),
-    }
-}
-
-/// Measures Redis's time; when it does not answer, why.
-async fn away(of: &ProducerOf, clock: &ServerClock) -> Option<String> {
-    let measured = async {
-        let mut shared = of.redis.shared_for(of.prefix.as_str()).await.map_err(|error| error.to_string())?;
-        match clock.measure(&mut shared.conn).await {
-            Err(error) if is_broken(&error) => {
-                of.redis.report(&shared, &error).await;
-                Err(error.to_string())
-            }
-            // A server that refuses TIME is there.
-            _ => Ok(()),
-        }
-    };
-    match timeout(AWAY_AFTER, measured).await {
-        Ok(measured) => measured.err(),
-        Err(_) => Some(format!("it has not answered for {} s", AWAY_AFTER.as_secs())),
-    }
-}
-
-/// What a producer is made of.
-struct ProducerOf {
-    redis: Redis,
-    prefix: Prefix,
-    peer: Peer,
-}
-
-/// Keeps the schedulers of telemetry's ticks, and the clock by which ticks are late.
-async fn keep_ticks(
-    service: TelemetryService,
-    of: ProducerOf,
-    clock: Arc<ServerClock>,
-    stop: CancellationToken,
-) {
-    let mut told = None;
-    let mut producer = None;
-    loop {
-        if let Some(why) = away(&of, &clock).await
-            && let Err(error) = service.redis_is_away(clock.now().0, &why).await
-        {
-            tracing::debug!(%error, "it is not written that Redis is away");
-        }
-        let round = async {
-            if producer.is_none() {
-                let builder = Producer::builder(of.redis.clone()).prefix(of.prefix.clone()).peer(of.peer);
-                producer = Some(builder.connect().await?);
-            }
-            let Some(producer) = &producer else { return Ok(0) };
-            let now_ms = clock.now().0;
-            telemetry::schedule::ensure(producer, &service.collectors(), service.interval(), now_ms).await
-        };
-        let round = tokio::select! {
-            // cancel-safe: the next start does the rest.
-            () = stop.cancelled() => return,
-            round = round => round,
-        };
-        match round {
-            Ok(changed) => {
-                told = None;
-                if changed > 0 {
-                    tracing::info!(changed, "telemetry's ticks are scheduled");
-                }
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if told.as_ref() != Some(&text) {
-                    tracing::warn!(%error, "telemetry's ticks are not scheduled; trying again");
-                    told = Some(text);
-                }
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(service.interval().max(KEEP_TICKS)) => {}
-        }
     }
 }
 

@@ -5,11 +5,21 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use common::telemetry::{Answer, Page, START_MS, Watch};
+use mpanel_testkit::tls::Authority;
 use mpanel_worker::services::telemetry::{Done, Written, clock::Collector};
-use tokio::net::TcpListener;
+use rustls::ServerConfig;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
 
 const UP: &str = r#"{"status":"ok"}"#;
 
@@ -133,4 +143,45 @@ async fn endpoints_that_misbehave_are_told_apart_and_delay_nobody() {
         assert_eq!(watch.statuses(service).await, status, "{service}: {seen}");
         assert!(seen.contains(why), "{service}: {seen}");
     }
+}
+
+#[tokio::test]
+async fn certificates_are_looked_at_and_only_believed_when_they_should_be() {
+    let authority = Authority::new().unwrap();
+    let (certificate, key) = authority.client("server").unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(certificate).unwrap()],
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/health", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut head = [0; 2048];
+            let _ = stream.read(&mut head).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let ca = authority.ca();
+    let ca = ca.to_str().unwrap();
+    let watch = Watch::new(&[("NODE_MAIL_CORE_URL", &url), ("MPANEL_FLEET_TELEMETRY__CA_FILE", ca)]).await;
+    watch.tick(Collector::Health).await;
+    assert_eq!(watch.statuses("mail-core").await, "up", "{}", watch.why("mail-core").await);
+    assert!(watch.figure("probe_certificate_days", "mail-core").await.unwrap() > 365.0);
+    assert!(watch.figure("probe_tls_seconds", "mail-core").await.unwrap() > 0.0);
+    // Its authority is nobody's any more: its end is still known.
+    let stranger = Watch::new(&[("NODE_MAIL_CORE_URL", &url)]).await;
+    stranger.tick(Collector::Health).await;
+    assert_eq!(stranger.statuses("mail-core").await, "down");
+    assert!(stranger.why("mail-core").await.starts_with("TLS: "));
+    assert!(stranger.figure("probe_certificate_days", "mail-core").await.unwrap() > 365.0);
 }

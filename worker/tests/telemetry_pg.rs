@@ -7,7 +7,7 @@ mod common;
 
 use common::telemetry::Watch;
 use mpanel_testkit::Postgres;
-use mpanel_worker::services::telemetry::clock::Collector;
+use mpanel_worker::services::telemetry::clock::{Collector, Tick};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 /// Every row: text, calls, and whether the mean is at least so many ms.
@@ -93,6 +93,33 @@ async fn calls_are_counted_exactly_across_ticks_resets_and_evictions() {
 }
 
 #[tokio::test]
+async fn two_ticks_at_once_count_nothing_twice() {
+    let (_postgres, watch) = with_extension(&[BY_MEAN]).await;
+    let other = watch.another(&[BY_MEAN]);
+    let mut session = Session::open(&watch).await;
+    session.run("SELECT pg_sleep(0.05) FROM (SELECT 1) work").await;
+    watch.tick(Collector::Pg).await;
+    let mut ran = 0;
+    for _ in 0..6 {
+        session.run("SELECT pg_sleep(0.05) FROM (SELECT 1) work").await;
+        ran += 1;
+        let first = watch.due(Collector::Pg);
+        let second = Tick { due_ms: first.due_ms + 1, ..first };
+        let (one, two) = tokio::join!(watch.service.tick(first), other.tick(second));
+        // As the job would: again.
+        for (done, tick) in [(one, first), (two, second)] {
+            if done.is_err() {
+                watch.service.tick(tick).await.unwrap();
+            }
+        }
+        watch.set_clock(first.due_ms + 2000);
+    }
+    let calls = "SELECT sum(calls) FROM fleet_telemetry_query_deltas";
+    watch.tick(Collector::Pg).await;
+    assert_eq!(watch.one(calls).await, ran.to_string());
+}
+
+#[tokio::test]
 async fn no_secret_reaches_a_table() {
     let (_postgres, watch) = with_extension(&[("MPANEL_FLEET_TELEMETRY__SLOW_QUERY_MS", "1")]).await;
     let mut session = Session::open(&watch).await;
@@ -103,14 +130,14 @@ async fn no_secret_reaches_a_table() {
         "ALTER ROLE hidden PASSWORD 'hunter2'",
         "DO $$ BEGIN PERFORM pg_sleep(0.02), 'hunter2'; END $$",
         "SET application_name = 'hunter2'",
-        "COPY (SELECT pg_sleep(0.02), 'hunter2') TO STDOUT",
+        "COPY (SELECT pg_sleep(0.02), 'hunter2') TO '/dev/null'",
         "SELECT pg_sleep(0.02) /* hunter2 */ FROM (SELECT 'hunter2') work -- hunter2",
     ] {
         session.run(sql).await;
     }
     watch.tick(Collector::Pg).await;
     let texts = watch.one("SELECT string_agg(sample_query, '; ') FROM monitoring_slow_queries").await;
-    assert!(texts.contains("work") && texts.contains("DO …"), "{texts}");
+    assert!(texts.contains("work") && texts.contains("DO …") && texts.contains("COPY …"), "{texts}");
     for table in [
         "monitoring_slow_queries",
         "monitoring_service_status",
@@ -133,7 +160,7 @@ async fn variants_are_one_row_and_the_server_is_told_of() {
     session.run("SELECT pg_sleep(0.05) FROM (SELECT 1 id) work WHERE id IN (1, 2, 3)").await;
     watch.tick(Collector::Pg).await;
     let found = slow(&watch, 50).await;
-    assert_eq!(found, "SELECT pg_sleep($1) FROM (SELECT $2 id) work WHERE id IN (…) 2 true");
+    assert_eq!(found, "SELECT pg_sleep(…) FROM (SELECT $2 id) work WHERE id IN (…) 2 true");
     assert_eq!(watch.statuses("postgres-core").await, "up up");
     assert!(watch.figure("pg_clients", "").await.unwrap() >= 2.0);
     assert!(watch.figure("pg_database_bytes", "").await.unwrap() > 1_000_000.0);

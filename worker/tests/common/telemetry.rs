@@ -19,6 +19,7 @@ use mpanel_worker::{
         clock::{Collector, Tick},
     },
 };
+use secrecy::ExposeSecret as _;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -63,6 +64,11 @@ impl Watch {
     /// Another worker on the same database and Redis.
     pub fn another(&self, settings: &[(&str, &str)]) -> TelemetryService {
         service(&self.url, &self.redis.url(), &self.db, &self.clock, settings)
+    }
+
+    /// One on another database.
+    pub fn another_on(&self, url: &str, db: &PgPool) -> TelemetryService {
+        service(url, &self.redis.url(), db, &self.clock, &[])
     }
 
     pub fn set_clock(&self, ms: i64) {
@@ -135,7 +141,7 @@ fn service(
     }
     let config = Config::from_sources(&sources, Needs::All).unwrap();
     let prefix = Prefix::new("bull").unwrap();
-    let redis = Redis::open(redis).unwrap();
+    let redis = Redis::open(config.redis.unwrap().url.expose_secret()).unwrap();
     TelemetryService::new(db.clone(), config.telemetry, redis, prefix, clock.clone()).unwrap()
 }
 

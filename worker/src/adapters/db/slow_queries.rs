@@ -29,6 +29,18 @@ pub async fn baseline(pool: &PgPool, name: &str) -> Result<Option<Baseline>, DbE
         .attempting("read the counters of the last tick")
 }
 
+/// The tick of the counters that are kept.
+///
+/// # Errors
+/// [`DbError::Sql`].
+pub async fn baseline_tick(tx: &mut Tx, name: &str) -> Result<Option<DateTime<Utc>>, DbError> {
+    sqlx::query_scalar("SELECT tick_at FROM fleet_telemetry_baselines WHERE name = $1")
+        .bind(name)
+        .fetch_optional(&mut **tx)
+        .await
+        .attempting("look at the tick of the counters")
+}
+
 /// Keeps the counters of this tick for the next.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Telemetry's ticks, services and figures: mPanel's `monitoring_service_status`
-//! and our side tables. Slow queries are in [`super::slow_queries`], what keeps
+//! and our side tables. Slow queries are in [`super::slow_queries`], queues in [`super::queue_samples`], what keeps
 //! the tables bounded in [`super::telemetry_upkeep`].
 
 use std::time::Duration;
@@ -243,71 +243,5 @@ pub async fn write_samples(
     .execute(&mut **tx)
     .await
     .attempting("write the figures")
-    .map(|_| ())
-}
-
-/// A queue at a tick.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct QueueRow {
-    /// Its name.
-    pub queue: String,
-    /// Jobs that have yet to run.
-    pub waiting: i64,
-    /// Jobs that run.
-    pub active: i64,
-    /// Failed jobs that are kept.
-    pub failed: i64,
-    /// Jobs completed since the first sample.
-    pub completed_total: i64,
-}
-
-/// The newest sample of each queue before `at`.
-///
-/// # Errors
-/// [`DbError::Sql`].
-pub async fn newest_queue_rows(
-    pool: &PgPool,
-    at: DateTime<Utc>,
-) -> Result<Vec<(QueueRow, DateTime<Utc>)>, DbError> {
-    #[derive(FromRow)]
-    struct Row {
-        #[sqlx(flatten)]
-        row: QueueRow,
-        at: DateTime<Utc>,
-    }
-    // All samples of a tick have one time: the newest few hold every queue that is alive.
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT DISTINCT ON (queue) queue, waiting, active, failed, completed_total, at
-         FROM fleet_queue_samples WHERE at < $1 AND at > $1 - interval '1 hour'
-         ORDER BY queue, at DESC",
-    )
-    .bind(at)
-    .fetch_all(pool)
-    .await
-    .attempting("read the queues' newest samples")?;
-    Ok(rows.into_iter().map(|row| (row.row, row.at)).collect())
-}
-
-/// Writes a tick's samples of queues.
-///
-/// # Errors
-/// [`DbError::Sql`].
-pub async fn write_queue_rows(tx: &mut Tx, at: DateTime<Utc>, rows: &[QueueRow]) -> Result<(), DbError> {
-    let column = |of: fn(&QueueRow) -> i64| rows.iter().map(of).collect::<Vec<i64>>();
-    sqlx::query(
-        "INSERT INTO fleet_queue_samples (queue, at, waiting, active, failed, completed_total)
-         SELECT q, $6, w, a, f, c
-         FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[]) AS v(q, w, a, f, c)
-         ON CONFLICT (queue, at) DO NOTHING",
-    )
-    .bind(rows.iter().map(|row| row.queue.as_str()).collect::<Vec<&str>>())
-    .bind(column(|row| row.waiting))
-    .bind(column(|row| row.active))
-    .bind(column(|row| row.failed))
-    .bind(column(|row| row.completed_total))
-    .bind(at)
-    .execute(&mut **tx)
-    .await
-    .attempting("write the queues' samples")
     .map(|_| ())
 }

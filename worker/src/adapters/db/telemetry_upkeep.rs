@@ -84,6 +84,8 @@ pub enum Aging {
     Services,
     /// Hours of status rows.
     Hours,
+    /// Hours of pods.
+    PodHours,
 }
 
 /// Deletes a batch of rows from before `limit`.
@@ -99,6 +101,7 @@ pub async fn delete(pool: &PgPool, what: Aging, limit: DateTime<Utc>) -> Result<
         Aging::Samples => ("fleet_telemetry_samples", "tick_at"),
         Aging::Services => ("fleet_telemetry_services", "tick_at"),
         Aging::Hours => ("fleet_telemetry_status_hourly", "hour"),
+        Aging::PodHours => ("fleet_telemetry_pods_hourly", "hour"),
     };
     let limit_of = if what == Aging::SlowQueries { "timezone('utc', $1)" } else { "$1" };
     let sql = format!(

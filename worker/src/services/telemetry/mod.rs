@@ -8,8 +8,8 @@
 //! | `handler` | the glue to the engine |
 //! | `sample` | what collectors hand over |
 //! | `health`, `verdict` | pages and ports; what an answer means (pure) |
-//! | `pg`, `statements`, `scrub` | Postgres; what slow statements did since the last tick, and their texts (pure) |
-//! | `redis`, `queues` | Redis, and BullMQ's queues |
+//! | `pg`, `statements`, `scrub`, `lexer` | Postgres; what slow statements did since the last tick, and their texts (pure) |
+//! | `redis`, `queues`, `pods` | Redis; BullMQ's queues; Proxmox nodes and pods |
 //! | `state` | from single results to a confirmed status; pure |
 //! | `store`, `upkeep` | writing a tick once; keeping the tables bounded |
 //!
@@ -21,7 +21,9 @@
 pub mod clock;
 mod handler;
 mod health;
+mod lexer;
 pub mod pg;
+mod pods;
 mod queues;
 pub mod redis;
 pub mod sample;
@@ -40,6 +42,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use mpanel_connect::Redis;
 use mpanel_protocol::{ids::Prefix, time::Clock};
 use sqlx::PgPool;
@@ -53,11 +56,12 @@ use self::{
 pub use self::{handler::TelemetryHandler, store::Written};
 use crate::{
     adapters::{
-        db::{DbError, slow_queries::SlowRow, telemetry::QueueRow},
+        db::{DbError, pod_metrics::PodRow, queue_samples::QueueRow, slow_queries::SlowRow},
         pg_stats::PgWatch,
         probe::{ProbeError, Prober},
+        proxmox::Pve,
     },
-    config::TelemetryConfig,
+    config::{ProxmoxConfig, TelemetryConfig},
 };
 
 /// The queue of the ticks.
@@ -75,12 +79,24 @@ pub(crate) struct Collected {
     pub(crate) samples: Samples,
     pub(crate) queues: Vec<QueueRow>,
     pub(crate) slow: Vec<SlowRow>,
-    /// Counters to count from at the next tick: name and JSON.
-    pub(crate) baseline: Option<(&'static str, String)>,
+    /// Counters to count from at the next tick.
+    pub(crate) baseline: Option<NewBaseline>,
+    /// Running pods.
+    pub(crate) pods: Vec<PodRow>,
     /// What the operator should know, said once: no trouble.
     pub(crate) remark: Option<String>,
     /// What could not be collected.
     pub(crate) problem: Option<String>,
+}
+
+/// Counters of a tick, and from which ones was counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewBaseline {
+    pub(crate) name: &'static str,
+    /// JSON.
+    pub(crate) data: String,
+    /// The tick of the counters before; absent at the first.
+    pub(crate) from: Option<DateTime<Utc>>,
 }
 
 /// A tick cannot be collected or written now; another attempt may.
@@ -89,6 +105,9 @@ pub enum TelemetryError {
     /// Postgres does not take the rows.
     #[error("the tick is not written: {0}; check DATABASE_URL and run `mpanel-worker migrate`")]
     Write(#[from] DbError),
+    /// What happened since the tick before was counted, and another tick counts it already.
+    #[error("another tick of {0} was written meanwhile; it is collected again")]
+    Raced(Collector),
 }
 
 /// What became of a tick.
@@ -116,6 +135,7 @@ struct Inner {
     found_queues: queues::Found,
     postgres: PgWatch,
     texts: pg::Texts,
+    clusters: Option<pods::Clusters>,
     /// What was last said of a collector, so that it is said once.
     said: Mutex<BTreeMap<(Collector, &'static str), String>>,
 }
@@ -151,9 +171,20 @@ impl TelemetryService {
             found_queues: queues::Found::default(),
             postgres,
             texts: pg::Texts::default(),
+            clusters: None,
             said: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The same, looking at the nodes and pods of Proxmox too. For a service that
+    /// was just made: clones are not changed.
+    #[must_use]
+    pub fn with_proxmox(mut self, pve: Pve, config: &ProxmoxConfig) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.clusters = Some(pods::Clusters::new(pve, config));
+        }
+        self
     }
 
     /// The collectors that have something to do.
@@ -165,7 +196,7 @@ impl TelemetryService {
             .filter(|collector| match collector {
                 Collector::Health => !config.targets.is_empty(),
                 Collector::Pg | Collector::Redis | Collector::Queues => true,
-                Collector::Pods => false,
+                Collector::Pods => self.inner.clusters.is_some(),
             })
             .collect()
     }
@@ -246,7 +277,7 @@ impl TelemetryService {
         let readings = vec![Reading::down(format!("Redis is away: {why}")); state::FAILURES as usize];
         let check = Check { readings, ..Check::of(redis::SERVICE, Reading::up(None)) };
         let collected = Collected { checks: vec![check], ..Collected::default() };
-        Ok(store::write(db, &tick, &collected, Duration::ZERO, self.rules()).await?)
+        store::write(db, &tick, &collected, Duration::ZERO, self.rules()).await
     }
 
     fn rules(&self) -> store::Rules {
@@ -271,7 +302,10 @@ impl TelemetryService {
                 let wanted = (config.queues.as_slice(), config.queue_age);
                 queues::collect(db, redis, &self.inner.prefix, &self.inner.found_queues, wanted, now_ms).await
             }
-            Collector::Pods => Collected::default(),
+            Collector::Pods => match &self.inner.clusters {
+                Some(clusters) => pods::collect(db, clusters, tick.due_ms, config.interval).await,
+                None => Collected::default(),
+            },
         }
     }
 

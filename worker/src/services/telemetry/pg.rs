@@ -9,7 +9,7 @@ use std::{
 use sqlx::PgPool;
 
 use super::{
-    Collected,
+    Collected, NewBaseline,
     sample::{Check, Reading, Samples},
     scrub::{query_hash, scrub},
     statements::{Delta, Slowness, Snapshot, deltas, slow},
@@ -117,6 +117,7 @@ async fn statements(
         );
     }
     let before = slow_queries::baseline(db, BASELINE).await.map_err(unread)?;
+    let from = before.as_ref().map(|before| before.tick_at);
     let before = before.and_then(|before| serde_json::from_str::<Snapshot>(&before.data).ok());
     let mut now = Snapshot {
         at_ms,
@@ -145,7 +146,7 @@ async fn statements(
         now.slow = lately.into_iter().collect();
     }
     let data = serde_json::to_string(&now).map_err(|error| error.to_string())?;
-    collected.baseline = Some((BASELINE, data));
+    collected.baseline = Some(NewBaseline { name: BASELINE, data, from });
     Ok(())
 }
 

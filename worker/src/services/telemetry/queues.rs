@@ -18,11 +18,11 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use super::{
-    Collected,
+    Collected, NewBaseline,
     sample::{Check, Reading, Samples},
 };
 use crate::adapters::{
-    db::{slow_queries, telemetry::QueueRow},
+    db::{queue_samples::QueueRow, slow_queries},
     redis_stats::{self, QueueFigures},
 };
 
@@ -82,15 +82,16 @@ pub(super) async fn collect(
     let looked = async {
         let names = if named.is_empty() { found.queues(redis, prefix).await? } else { named.to_vec() };
         let before = slow_queries::baseline(db, BASELINE).await.ok().flatten();
+        let from = before.as_ref().map(|before| before.tick_at);
         let before = before.and_then(|baseline| serde_json::from_str::<Counted>(&baseline.data).ok());
         let until_ms = now_ms - SETTLED_MS;
         // Without a span before there is nothing to count yet.
         let since_ms = before.as_ref().map_or(until_ms, |before| before.until_ms.min(until_ms));
         let looked = redis_stats::queues(redis, prefix, &names, (since_ms, until_ms)).await?;
-        Ok::<_, redis_stats::RedisStatsError>((before.unwrap_or_default(), until_ms, looked))
+        Ok::<_, redis_stats::RedisStatsError>((before.unwrap_or_default(), from, until_ms, looked))
     };
     match looked.await {
-        Ok((before, until_ms, (figures, server_ms))) => {
+        Ok((before, from, until_ms, (figures, server_ms))) => {
             let mut counted = Counted { until_ms: until_ms.max(before.until_ms), queues: BTreeMap::new() };
             let mut collected = Collected::default();
             for queue in &figures {
@@ -100,7 +101,8 @@ pub(super) async fn collect(
                 figures_of(&mut collected.samples, queue, ended, server_ms);
                 collected.checks.extend(check(queue, server_ms, too_old));
             }
-            collected.baseline = serde_json::to_string(&counted).ok().map(|data| (BASELINE, data));
+            collected.baseline =
+                serde_json::to_string(&counted).ok().map(|data| NewBaseline { name: BASELINE, data, from });
             collected
         }
         Err(error) => Collected { problem: Some(error.to_string()), ..Collected::default() },

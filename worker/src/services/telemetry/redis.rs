@@ -7,7 +7,7 @@ use mpanel_connect::Redis;
 use sqlx::PgPool;
 
 use super::{
-    Collected,
+    Collected, NewBaseline,
     sample::{Check, Reading, Samples},
 };
 use crate::adapters::{
@@ -65,6 +65,7 @@ pub(super) async fn collect(db: &PgPool, redis: &Redis) -> Collected {
     };
     let took = i32::try_from(begun.elapsed().as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
     let before = slow_queries::baseline(db, BASELINE).await.ok().flatten();
+    let from = before.as_ref().map(|before| before.tick_at);
     let seen: BTreeMap<String, i64> =
         before.and_then(|before| serde_json::from_str(&before.data).ok()).unwrap_or_default();
     let mut collected = Collected::default();
@@ -97,7 +98,8 @@ pub(super) async fn collect(db: &PgPool, redis: &Redis) -> Collected {
         Some(_) => Reading::degraded(Some(took), complaints.join("; ")),
     };
     collected.checks.push(Check::of(SERVICE, reading));
-    collected.baseline = serde_json::to_string(&now_seen).ok().map(|data| (BASELINE, data));
+    collected.baseline =
+        serde_json::to_string(&now_seen).ok().map(|data| NewBaseline { name: BASELINE, data, from });
     if !refused.is_empty() {
         let why = refused.join("; ");
         collected.problem =

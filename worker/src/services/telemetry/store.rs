@@ -9,13 +9,13 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
 use super::{
-    Collected,
+    Collected, NewBaseline, TelemetryError,
     clock::Tick,
     sample::{Check, Status},
     state::{self, ServiceState},
 };
 use crate::adapters::db::{
-    self, DbError, slow_queries,
+    self, DbError, pod_metrics, queue_samples, slow_queries,
     telemetry::{self, ServiceRow, TickRow},
 };
 
@@ -63,7 +63,7 @@ pub(super) async fn write(
     collected: &Collected,
     took: Duration,
     rules: Rules,
-) -> Result<Written, DbError> {
+) -> Result<Written, TelemetryError> {
     let at = at(tick);
     let mut tx = db::begin(db).await?;
     let newest = telemetry::lock(&mut tx, tick.collector.as_str()).await?;
@@ -87,12 +87,19 @@ pub(super) async fn write(
         telemetry::write_samples(&mut tx, at, &metrics, &subjects, &values).await?;
     }
     if !collected.queues.is_empty() {
-        telemetry::write_queue_rows(&mut tx, at, &collected.queues).await?;
+        queue_samples::write(&mut tx, at, &collected.queues).await?;
     }
     if !collected.slow.is_empty() {
         slow_queries::write(&mut tx, at, rules.query_window, &collected.slow).await?;
     }
-    if let Some((name, data)) = &collected.baseline {
+    if !collected.pods.is_empty() {
+        pod_metrics::write(&mut tx, at, &collected.pods).await?;
+    }
+    if let Some(NewBaseline { name, data, from }) = &collected.baseline {
+        // What was counted may have been counted by a tick that ran beside this one.
+        if slow_queries::baseline_tick(&mut tx, name).await? != *from {
+            return Err(TelemetryError::Raced(tick.collector));
+        }
         slow_queries::keep_baseline(&mut tx, name, at, data).await?;
     }
     db::commit(tx).await?;
