@@ -73,7 +73,8 @@ pub async fn serve(
     if queues.contains(&HEALTH_QUEUE) && !app.config.cloudpods.sweep_every.is_zero() {
         schedule_sweeps(app, &redis, &prefix, peer).await;
     }
-    let keeper = telemetry.map(|service| {
+    // Who is to end when the queues are empty makes no new jobs.
+    let keeper = telemetry.filter(|_| !drain).map(|service| {
         let of = ticks::ProducerOf { redis: redis.clone(), prefix: prefix.clone(), peer };
         tokio::spawn(ticks::keep(service, of, app.clock.clone(), stop.child_token()))
     });

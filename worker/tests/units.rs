@@ -14,8 +14,10 @@ use mpanel_worker::services;
 /// Most exposure that `systemd-analyze security` may find, in tenths.
 const EXPOSURE_MAX: &str = "--threshold=15";
 const FLEET_ENV: &str = include_str!("../../deploy/env/fleet.env.example");
+type Queues = fn() -> Vec<&'static str>;
+
 /// The units of services: their environments, and their queues.
-const SERVICES: [(&str, &str, fn() -> Vec<&'static str>); 2] = [
+const SERVICES: [(&str, &str, Queues); 2] = [
     ("mpanel-cloudpods.service", include_str!("../../deploy/systemd/mpanel-cloudpods.env.example"), || {
         services::cloudpods::queues().collect()
     }),
