@@ -8,11 +8,11 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    database,
+    database_on,
     stage::{SOON, program},
     telemetry::{Answer, Page},
 };
-use mpanel_testkit::{BullVersion, NodeSidecar, RedisServer, WorkerProcess, eventually};
+use mpanel_testkit::{BullVersion, NodeSidecar, Postgres, RedisServer, WorkerProcess, eventually};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -25,7 +25,11 @@ struct Setting {
 
 impl Setting {
     async fn new() -> Self {
-        let (url, db) = database().await;
+        Self::on(Postgres::shared().await.unwrap()).await
+    }
+
+    async fn on(postgres: &Postgres) -> Self {
+        let (url, db) = database_on(postgres).await;
         let redis = RedisServer::start().await.unwrap();
         let page = Page::serve(Answer::page("200 OK", "fine")).await;
         Self { url, db, redis, page }
@@ -112,6 +116,38 @@ async fn a_redis_that_is_away_is_down_in_the_panel_and_nothing_piles_up() {
     // At most the tick that was waiting, and those since.
     let (before, after): (u32, u32) = (before.parse().unwrap(), after.parse().unwrap());
     assert!(after - before <= 12, "{before} {after}");
+    assert_eq!(setting.one(TWICE).await, "0");
+}
+
+#[tokio::test]
+async fn a_postgres_that_is_away_is_told_once_and_ticks_go_on() {
+    let postgres = Postgres::start().await.unwrap();
+    let setting = Setting::on(&postgres).await;
+    let worker = setting.worker().await;
+    setting.until(SERVICES, "mpanel-core postgres-core redis-core", SOON).await;
+    postgres.stop().await.unwrap();
+    worker.wait_line("the tick is not written", Duration::from_secs(60)).await.unwrap();
+    let asked = setting.page.asked();
+    let node = NodeSidecar::start(&setting.redis.url()).await.unwrap();
+    let queue = node.queue(BullVersion::V5, "telemetry-collect");
+    // Several ticks go by.
+    let before = queue.counts(&["completed"]).await.unwrap()["completed"];
+    eventually("ticks that are given up", Duration::from_secs(90), || async {
+        let now = queue.counts(&["completed"]).await.unwrap()["completed"];
+        if now >= 20.min(before + 5) { Ok(()) } else { Err(format!("{now} of {before}")) }
+    })
+    .await
+    .unwrap();
+    postgres.restart().await.unwrap();
+    eventually("the page is looked at again", Duration::from_secs(60), || async {
+        let now = setting.page.asked();
+        if now > asked + 1 { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await
+    .unwrap();
+    let told = worker.lines().iter().filter(|line| line.text.contains("the tick is not written")).count();
+    assert!((1..=4).contains(&told), "said {told} times");
+    assert_eq!(queue.counts(&["failed"]).await.unwrap()["failed"], 0);
     assert_eq!(setting.one(TWICE).await, "0");
 }
 

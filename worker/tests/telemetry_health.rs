@@ -104,6 +104,28 @@ async fn an_outage_shows_after_three_failures_and_ends_after_two_successes() {
 }
 
 #[tokio::test]
+async fn an_outage_is_confirmed_within_one_tick_where_the_interval_leaves_room() {
+    let page = Page::serve(Answer::page("200 OK", UP)).await;
+    let settings = [("NODE_DNS_CORE_URL", page.url()), ("TELEMETRY_INTERVAL_SECONDS", "10".to_owned())];
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let watch = Watch::new(&settings).await;
+    watch.tick(Collector::Health).await;
+    page.answer(Answer::page("500 Oops", ""));
+    watch.tick(Collector::Health).await;
+    assert_eq!(watch.statuses("dns-core").await, "up down");
+    assert_eq!(page.asked(), 4);
+    assert_eq!(watch.why("dns-core").await, "it answers 500");
+}
+
+#[tokio::test]
+async fn what_this_worker_is_not_configured_for_is_left_to_others() {
+    let watch = Watch::new(&[]).await;
+    assert_eq!(watch.service.collectors(), [Collector::Pg, Collector::Redis, Collector::Queues]);
+    assert_eq!(watch.service.tick(watch.due(Collector::Pods)).await.unwrap(), Done::NotHere);
+    assert_eq!(watch.one("SELECT count(*) FROM fleet_telemetry_ticks").await, "0");
+}
+
+#[tokio::test]
 async fn endpoints_that_misbehave_are_told_apart_and_delay_nobody() {
     let hang = Page::serve(Answer::Hang).await;
     let stream = Page::serve(Answer::Stream).await;

@@ -59,12 +59,16 @@ impl Handler for TelemetryHandler {
                 Err(JobError::retry("the worker stopped before the tick was written"))
             }
             done = Box::pin(self.service.tick(tick)) => {
-                let done = done.map_err(JobError::caused_by)?;
+                // Said once already. It is tried again until it is too late, and fails nobody's
+                // statistics.
+                let Ok(done) = done else { return Err(JobError::snooze(self.service.interval() / 5)) };
                 let (outcome, rows) = match done {
                     Done::Written(Written::Rows(rows)) => ("written", rows),
                     Done::Written(Written::Already) => ("was written before", 0),
                     Done::Written(Written::Overtaken) => ("a newer tick was written before", 0),
                     Done::Late => ("too late", 0),
+                    // Until another worker takes it, or it is too late.
+                    Done::NotHere => return Err(JobError::snooze(self.service.interval() / 5)),
                 };
                 Ok(json!({ "collector": collector.as_str(), "outcome": outcome, "statusRows": rows }))
             }

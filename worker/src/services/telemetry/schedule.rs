@@ -15,8 +15,8 @@ use super::{QUEUE, clock::Collector};
 /// worker that is there takes a tick at once.
 const LOST_AFTER: i64 = 3;
 
-/// Sees to it that these collectors have a scheduler at this interval, and the
-/// others none. Answers how many were made, changed or taken away.
+/// Sees to it that these collectors have a scheduler at this interval. Others are
+/// left alone: they may be another worker's. Answers how many were made or changed.
 ///
 /// # Errors
 /// [`EnqueueError`]; the same call can be made again.
@@ -32,13 +32,9 @@ pub async fn ensure(
     let schedules = producer.schedules(QUEUE)?;
     let every_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
     let mut changed = 0;
-    for collector in Collector::ALL {
+    for collector in wanted {
         let id = collector.as_str();
         let found = schedules.get(id).await?;
-        if !wanted.contains(&collector) {
-            changed += u32::from(found.is_some() && schedules.remove(id).await?);
-            continue;
-        }
         let right = found.is_some_and(|found| {
             let next = found.next.map_or(i64::MIN, |next| next.0);
             found.every == Some(every_ms) && next > now_ms.saturating_sub(every_ms.saturating_mul(LOST_AFTER))
@@ -55,6 +51,7 @@ pub async fn ensure(
 }
 
 /// A tick is tried again within seconds or not at all; few are kept to be looked at.
+/// What can be put right ends no attempt: these are for what nobody foresaw.
 fn options() -> Map<String, Value> {
     let options = json!({
         "attempts": 3,
