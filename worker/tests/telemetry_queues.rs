@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::telemetry::Watch;
-use mpanel_testkit::{BullVersion, NodeSidecar, eventually};
+use mpanel_testkit::{BullVersion, Cluster, NodeSidecar, eventually};
 use mpanel_worker::services::telemetry::{clock::Collector, redis};
 use serde_json::json;
 
@@ -40,6 +40,36 @@ async fn queues_are_found_and_counted() {
     assert!((120.0..200.0).contains(&age), "{age}");
     assert_eq!(watch.statuses("queue-mails").await, "degraded");
     assert_eq!(watch.statuses("queue-others").await, "up");
+}
+
+#[tokio::test]
+async fn a_queue_that_is_new_is_found_at_the_next_tick() {
+    let watch = Watch::new(&[]).await;
+    let node = NodeSidecar::start(&watch.redis.url()).await.unwrap();
+    watch.set_clock(now_ms());
+    watch.tick(Collector::Queues).await;
+    node.queue(BullVersion::V5, "late").add("j", json!({}), json!({})).await.unwrap();
+    watch.tick(Collector::Queues).await;
+    assert_eq!(watch.figure("queue_waiting", "late").await, Some(1.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_looked_at_server_by_server() {
+    let watch = Watch::new(&[]).await;
+    let cluster = Cluster::start(false).await.unwrap();
+    let url = cluster.url();
+    let node = NodeSidecar::start(&url).await.unwrap();
+    let mails = node.queue(BullVersion::V5, "mails").with_prefix("{bull}");
+    mails.add("m", json!({}), json!({})).await.unwrap();
+    watch.set_clock(now_ms());
+    let service = watch.another(&[("REDIS_URL", &url), ("MPANEL_FLEET_REDIS__PREFIX", "{bull}")]);
+    service.tick(watch.due(Collector::Queues)).await.unwrap();
+    service.tick(watch.due(Collector::Redis)).await.unwrap();
+    assert_eq!(watch.figure("queue_waiting", "mails").await, Some(1.0));
+    assert_eq!(watch.statuses(redis::SERVICE).await, "up", "{}", watch.why(redis::SERVICE).await);
+    for server in ["server-1", "server-2", "server-3"] {
+        assert!(watch.figure("redis_memory_bytes", server).await.unwrap() > 100_000.0);
+    }
 }
 
 #[tokio::test]

@@ -140,8 +140,9 @@ fn service(
         sources.env.insert(name.to_owned(), value.to_owned());
     }
     let config = Config::from_sources(&sources, Needs::All).unwrap();
-    let prefix = Prefix::new("bull").unwrap();
-    let redis = Redis::open(config.redis.unwrap().url.expose_secret()).unwrap();
+    let redis = config.redis.unwrap();
+    let prefix = Prefix::new(&redis.prefix).unwrap();
+    let redis = Redis::open(redis.url.expose_secret()).unwrap();
     TelemetryService::new(db.clone(), config.telemetry, redis, prefix, clock.clone()).unwrap()
 }
 

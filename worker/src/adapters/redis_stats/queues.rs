@@ -18,22 +18,25 @@ const NAME_MAX: usize = 200;
 /// Answers that belong to one queue.
 const EACH: usize = 15;
 
-/// The queues that Redis has: those with a `meta` key.
+/// The queues that Redis has: those with a `meta` key. Beside them how many round
+/// trips it took to find them, which grows with all that is in Redis.
 ///
 /// # Errors
 /// [`RedisStatsError`].
-pub async fn find_queues(redis: &Redis, prefix: &Prefix) -> Result<Vec<String>, RedisStatsError> {
+pub async fn find_queues(redis: &Redis, prefix: &Prefix) -> Result<(Vec<String>, u32), RedisStatsError> {
     let prefix = prefix.as_str();
     // What the prefix holds is meant as it stands.
     let literal: String =
         prefix.chars().flat_map(|c| "*?[]\\^".contains(c).then_some('\\').into_iter().chain([c])).collect();
     let pattern = format!("{literal}:*:meta");
     let mut names = Vec::new();
+    let mut trips = 0;
     for mut shared in redis.shared_all().await? {
         let mut cursor = 0_u64;
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN);
+            trips += 1;
             let page: RedisResult<(u64, Vec<Vec<u8>>)> = scan.query_async(&mut shared.conn).await;
             let (next, keys) = match page {
                 Ok(page) => page,
@@ -52,7 +55,7 @@ pub async fn find_queues(redis: &Redis, prefix: &Prefix) -> Result<Vec<String>, 
     names.sort_unstable();
     names.dedup();
     names.truncate(QUEUES_MAX);
-    Ok(names)
+    Ok((names, trips))
 }
 
 /// The queue of a `meta` key.

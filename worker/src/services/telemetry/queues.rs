@@ -26,15 +26,22 @@ use crate::adapters::{
     redis_stats::{self, QueueFigures},
 };
 
-/// How long it is believed which queues there are.
-const KNOWN: Duration = Duration::from_secs(300);
+/// How long it is believed which queues there are, by the round trips that finding
+/// them takes; with fewer they are looked for each time.
+const KNOWN: [(u32, Duration); 2] = [(21, Duration::from_secs(300)), (2, Duration::from_secs(60))];
 /// A job may be written as ended this long after its time.
 const SETTLED_MS: i64 = 2000;
 const BASELINE: &str = "queues";
 
 /// Which queues there are, and since when that is known.
 #[derive(Debug, Default)]
-pub(super) struct Found(Mutex<Option<(Instant, Vec<String>)>>);
+pub(super) struct Found(Mutex<Option<Known>>);
+
+#[derive(Debug, Clone)]
+struct Known {
+    names: Vec<String>,
+    until: Instant,
+}
 
 /// What was counted until when.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,13 +66,15 @@ impl Found {
         prefix: &Prefix,
     ) -> Result<Vec<String>, redis_stats::RedisStatsError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, names)) = known
-            && at.elapsed() < KNOWN
+        if let Some(Known { names, until }) = known
+            && Instant::now() < until
         {
             return Ok(names);
         }
-        let names = redis_stats::find_queues(redis, prefix).await?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), names.clone()));
+        let (names, trips) = redis_stats::find_queues(redis, prefix).await?;
+        let (_, believed) = KNOWN.into_iter().find(|(from, _)| trips >= *from).unwrap_or_default();
+        let known = Known { names: names.clone(), until: Instant::now() + believed };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         Ok(names)
     }
 }
