@@ -134,7 +134,7 @@ fn service(
         ("DATABASE_URL", url),
         ("REDIS_URL", redis),
         ("MPANEL_FLEET_RUN__QUEUES", "telemetry-collect"),
-        ("TELEMETRY_INTERVAL_SECONDS", "2"),
+        ("TELEMETRY_INTERVAL_SECONDS", "4"),
     ];
     for (name, value) in fixed.into_iter().chain(settings.iter().copied()) {
         sources.env.insert(name.to_owned(), value.to_owned());
