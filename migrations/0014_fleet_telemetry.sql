@@ -2,12 +2,12 @@
 --        written (so that each is written once, by however many workers), the state behind a
 --        confirmed status, the latest figures, and what slow queries are counted from.
 -- Locks: none on existing tables.
--- Undo:  DROP TABLE fleet_telemetry_ticks, fleet_telemetry_services, fleet_telemetry_samples,
+-- Undo:  DROP TABLE fleet_telemetry_collections, fleet_telemetry_services, fleet_telemetry_samples,
 --        fleet_telemetry_baselines, fleet_telemetry_query_deltas, fleet_telemetry_status_hourly,
---        fleet_telemetry_pods_hourly, fleet_telemetry_upkeep, fleet_queue_samples;  the rows of monitoring_* stay.
+--        fleet_telemetry_upkeep, fleet_queue_samples;  the rows of monitoring_* stay.
 
 -- One row a tick, written in the transaction of its rows: a second writer finds it and writes nothing.
-CREATE TABLE IF NOT EXISTS fleet_telemetry_ticks (
+CREATE TABLE IF NOT EXISTS fleet_telemetry_collections (
   collector text NOT NULL,                        -- health, pg, redis, queues, pods
   tick_at timestamptz NOT NULL,                   -- when it was due, by the clock of Redis
   outcome text NOT NULL CHECK (outcome IN ('written', 'skipped')),
@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS fleet_telemetry_ticks (
   problem text,                                   -- what the collector could not do
   written_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (collector, tick_at));
-CREATE INDEX IF NOT EXISTS fleet_telemetry_ticks_age ON fleet_telemetry_ticks (tick_at);
+CREATE INDEX IF NOT EXISTS fleet_telemetry_collections_age ON fleet_telemetry_collections (tick_at);
 
 -- What stands behind the newest row of a service in monitoring_service_status.
 CREATE TABLE IF NOT EXISTS fleet_telemetry_services (
@@ -68,19 +68,6 @@ CREATE TABLE IF NOT EXISTS fleet_telemetry_status_hourly (
   latency_max_ms integer,
   PRIMARY KEY (service_name, hour));
 CREATE INDEX IF NOT EXISTS fleet_telemetry_status_hourly_age ON fleet_telemetry_status_hourly (hour);
-
--- The same of cloud_pod_metrics.
-CREATE TABLE IF NOT EXISTS fleet_telemetry_pods_hourly (
-  pod_id uuid NOT NULL,
-  hour timestamptz NOT NULL,
-  samples integer NOT NULL,
-  cpu_sum numeric NOT NULL,
-  cpu_max numeric NOT NULL,
-  memory_sum numeric NOT NULL,
-  memory_max numeric NOT NULL,
-  disk_max numeric NOT NULL,
-  PRIMARY KEY (pod_id, hour));
-CREATE INDEX IF NOT EXISTS fleet_telemetry_pods_hourly_age ON fleet_telemetry_pods_hourly (hour);
 
 CREATE TABLE IF NOT EXISTS fleet_telemetry_upkeep (
   what text PRIMARY KEY,

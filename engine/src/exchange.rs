@@ -53,6 +53,22 @@ pub(crate) async fn exchange(
     outcome
 }
 
+/// How long the queue's limit lasts, ms: negative when there is none, `None` when
+/// that is not to be known.
+///
+/// # Cancel safety
+/// Cancel safe.
+pub(crate) async fn limit_left_ms(shared: &Shared) -> Option<i64> {
+    let redis = &shared.engine.redis;
+    let key = shared.keys.limiter();
+    let mut link = redis.shared_for(&key).await.ok()?;
+    let asked = redis::cmd("PTTL").arg(&key).query_async::<i64>(&mut link.conn).await;
+    if let Err(error) = &asked {
+        redis.report(&link, error).await;
+    }
+    asked.ok()
+}
+
 /// Ends a wait for the marker that is under way; what it has taken, or still takes
 /// when it cannot be ended at once, goes back for the others. Takes some seconds at
 /// most, also when Redis is silent.

@@ -41,6 +41,8 @@ pub(crate) enum Done {
     LockLost(JobId, LockToken),
     /// Nothing is left to write: the handler has moved the job itself.
     Moved(JobId, LockToken),
+    /// Nothing can be written: it broke off, and the job will be rescued.
+    BrokeOff(JobId, LockToken),
 }
 
 /// Runs one attempt to its end.

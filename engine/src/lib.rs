@@ -42,6 +42,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+mod attempts;
 mod batch;
 mod by_hand;
 mod cancellation;

@@ -2,6 +2,8 @@
 //! taken or rescued: a script that is refused a command half way leaves a job in two
 //! places, or in none.
 
+use std::time::{Duration, Instant};
+
 use mpanel_protocol::{
     calls::permissions::{Role, refused_commands},
     keys::QueueKeys,
@@ -11,8 +13,15 @@ use mpanel_protocol::{
 use crate::{
     engine::{EngineError, EngineInner},
     exchange::is_transient,
+    trouble::Trouble,
     worker::Shared,
 };
+
+/// Between two questions that could not be asked, doubling.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Until it is asked again whether it has been granted.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(5);
 
 /// Waits for nothing: asks, unless it is known already that the user may.
 ///
@@ -30,6 +39,35 @@ pub(crate) async fn granted(shared: &Shared) -> Result<(), EngineError> {
         asked => asked,
     };
     shared.permitted.get_or_try_init(ask).await.copied()
+}
+
+/// Waits until the Redis user may do what we do, or the worker is stopped.
+pub(crate) async fn until_granted(shared: &Shared) {
+    let (mut pause, mut trouble) = (PAUSE, Trouble::default());
+    loop {
+        let retry = match granted(shared).await {
+            Ok(()) => return,
+            Err(error @ EngineError::Forbidden { .. }) => {
+                if trouble.is_news(&error.to_string(), Instant::now()) {
+                    tracing::error!(%error, "asking again until it is granted");
+                }
+                FORBIDDEN_PAUSE
+            }
+            Err(error) => {
+                let queue = shared.keys.queue();
+                if trouble.is_news("not to be asked", Instant::now()) {
+                    tracing::warn!(%queue, %error, "permissions cannot be checked yet; trying on");
+                }
+                pause = (pause * 2).min(PAUSE_MAX);
+                pause
+            }
+        };
+        // cancel-safe: both branches only wait.
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(retry) => {}
+        }
+    }
 }
 
 /// # Errors

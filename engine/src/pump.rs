@@ -9,42 +9,33 @@
 
 use std::{
     borrow::Borrow,
-    collections::HashMap,
-    panic::AssertUnwindSafe,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use mpanel_protocol::{
     calls::{
         fetch::{Fetched, SLOTS_PER_CALL},
         finish::{FINISHES_PER_CALL, Finish, Finished, Transition},
     },
-    ids::{JobId, LockToken},
+    ids::LockToken,
     outcome::Refusal,
     script::ScriptError,
     time::TimestampMs,
 };
-use tokio::{
-    sync::watch,
-    task::{AbortHandle, JoinSet},
-};
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
-    cancellation::Cancellation,
-    engine::EngineError,
-    exchange::{end_wait, exchange, is_transient, restore_marker},
-    executor::{Done, run_attempt},
+    attempts::Attempts,
+    exchange::{end_wait, exchange, is_transient, limit_left_ms, restore_marker},
+    executor::Done,
     giveback::give_back,
     marker::{BLOCK_MAX, Waiter, Wake},
     permissions,
-    router::panic_text,
     slots::Seat,
     trouble::{Trouble, kind},
     worker::{Control, Shared, WorkerStats},
@@ -107,10 +98,7 @@ pub(crate) struct Pump {
     waiter: Waiter,
     stats: watch::Sender<WorkerStats>,
     counters: WorkerStats,
-    attempts: JoinSet<Done>,
-    running: HashMap<tokio::task::Id, (JobId, LockToken, AbortHandle)>,
-    /// The only slot's attempt runs in the pump's own task.
-    in_place: bool,
+    attempts: Attempts,
     given_back: JoinSet<()>,
     outgoing: Vec<Outgoing>,
     calls: FuturesUnordered<BoxFuture<'static, Answered>>,
@@ -141,14 +129,13 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 impl Pump {
     pub(crate) fn new(shared: Arc<Shared>, waiter: Waiter, stats: watch::Sender<WorkerStats>) -> Self {
         let control = shared.control.subscribe();
+        let attempts = Attempts::new(shared.clone());
         Self {
             shared,
             waiter,
             stats,
             counters: WorkerStats::default(),
-            attempts: JoinSet::new(),
-            running: HashMap::new(),
-            in_place: false,
+            attempts,
             given_back: JoinSet::new(),
             outgoing: Vec::new(),
             calls: FuturesUnordered::new(),
@@ -171,7 +158,7 @@ impl Pump {
     /// did not finish.
     pub(crate) async fn run(mut self) -> usize {
         let worker_id = uuid::Uuid::new_v4();
-        self.permitted().await;
+        permissions::until_granted(&self.shared).await;
         loop {
             self.gather();
             let stopping = self.shared.stop.is_cancelled();
@@ -181,7 +168,7 @@ impl Pump {
             }
             self.note_seat(stopping);
             if self.is_call_due(stopping) {
-                if !self.running.is_empty() {
+                if !self.attempts.is_empty() {
                     // Handlers that need no more than a moment end before the call and share it.
                     tokio::task::yield_now().await;
                     self.gather();
@@ -190,7 +177,7 @@ impl Pump {
                 self.call_out(stopping, token);
                 continue;
             }
-            if stopping && self.running.is_empty() && self.outgoing.is_empty() && self.calls.is_empty() {
+            if stopping && self.attempts.is_empty() && self.outgoing.is_empty() && self.calls.is_empty() {
                 break;
             }
             self.publish();
@@ -203,36 +190,7 @@ impl Pump {
         })
         .await;
         self.shared.locks.close();
-        self.running.len()
-    }
-
-    /// Waits until the Redis user may do what we do, or the worker is stopped.
-    async fn permitted(&mut self) {
-        let (mut pause, mut trouble) = (PAUSE_MIN, Trouble::default());
-        loop {
-            let retry = match permissions::granted(&self.shared).await {
-                Ok(()) => return,
-                Err(error @ EngineError::Forbidden { .. }) => {
-                    if trouble.is_news(&error.to_string(), Instant::now()) {
-                        tracing::error!(%error, "asking again until it is granted");
-                    }
-                    CORRUPT_PAUSE
-                }
-                Err(error) => {
-                    let queue = self.shared.keys.queue();
-                    if trouble.is_news("not to be asked", Instant::now()) {
-                        tracing::warn!(%queue, %error, "permissions cannot be checked yet; trying on");
-                    }
-                    pause = (pause * 2).min(PAUSE_MAX);
-                    pause
-                }
-            };
-            // cancel-safe: both branches only wait.
-            tokio::select! {
-                () = self.shared.stop.cancelled() => return,
-                () = tokio::time::sleep(retry) => {}
-            }
-        }
+        self.attempts.len()
     }
 
     /// Nothing may be taken from the marker on our behalf any more, and what was
@@ -256,7 +214,7 @@ impl Pump {
             return 0;
         }
         match &self.shared.seat {
-            None => control.concurrency.saturating_sub(self.running.len() + self.reserved),
+            None => control.concurrency.saturating_sub(self.attempts.len() + self.reserved),
             Some(_) if self.retrying() => 0,
             Some(seat) => seat.grant(self.holds_beside(self.outgoing.len().min(self.share()))),
         }
@@ -268,14 +226,14 @@ impl Pump {
 
     /// Shared slots that are held beside `batch` outcomes which are about to be written.
     fn holds_beside(&self, batch: usize) -> usize {
-        self.running.len() + self.engaged + self.outgoing.len() - batch
+        self.attempts.len() + self.engaged + self.outgoing.len() - batch
     }
 
     /// Tells the others at the same slots what we hold, and whether we know of work.
     fn note_seat(&self, stopping: bool) {
         let Some(seat) = &self.shared.seat else { return };
         // What cannot be written now does not keep them from their work.
-        let held = if self.retrying() { self.running.len() } else { self.holds_beside(0) };
+        let held = if self.retrying() { self.attempts.len() } else { self.holds_beside(0) };
         let knows = self.fetch == Fetch::Now || (self.fetch == Fetch::Asked && self.more);
         seat.note(held, knows && !stopping && !self.is_closed() && !self.retrying());
     }
@@ -315,18 +273,7 @@ impl Pump {
     /// A handler's limit is over, or has lasted a while: somebody may have ended or
     /// prolonged it meanwhile.
     async fn look_at_limit(&mut self, until: Instant) {
-        let redis = &self.shared.engine.redis;
-        let key = self.shared.keys.limiter();
-        let left_ms = match redis.shared_for(&key).await {
-            Ok(mut shared) => {
-                let asked = redis::cmd("PTTL").arg(&key).query_async::<i64>(&mut shared.conn).await;
-                if let Err(error) = &asked {
-                    redis.report(&shared, error).await;
-                }
-                asked.ok()
-            }
-            Err(_) => None,
-        };
+        let left_ms = limit_left_ms(&self.shared).await;
         let now = Instant::now();
         self.limited_until = match left_ms {
             Some(ms) => u64::try_from(ms).ok().filter(|ms| *ms > 0).map(|ms| now + Duration::from_millis(ms)),
@@ -349,29 +296,9 @@ impl Pump {
 
     /// Takes in what has ended.
     fn gather(&mut self) {
-        while let Some(ended) = self.attempts.try_join_next_with_id() {
-            self.take_in(ended);
+        while let Some(done) = self.attempts.try_next() {
+            self.ended(done);
         }
-    }
-
-    fn take_in(&mut self, ended: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
-        match ended {
-            Ok((task, done)) => {
-                self.running.remove(&task);
-                self.ended(done);
-            }
-            // Only a stop aborts attempts; a panic inside one is an outcome already.
-            Err(error) => {
-                if let Some((id, token, _)) = self.running.remove(&error.id()) {
-                    self.broke_off(&id, &token, &error);
-                }
-            }
-        }
-    }
-
-    fn broke_off(&self, id: &JobId, token: &LockToken, error: &dyn std::fmt::Display) {
-        self.shared.locks.release(id, token);
-        tracing::error!(job.id = %id, %error, "an attempt broke off; the job will be rescued");
     }
 
     fn ended(&mut self, done: Done) {
@@ -391,7 +318,9 @@ impl Pump {
                 }
                 self.outgoing.push(Outgoing { finish, uncertain: false });
             }
-            Done::LockLost(id, token) | Done::Moved(id, token) => self.shared.locks.release(&id, &token),
+            Done::LockLost(id, token) | Done::Moved(id, token) | Done::BrokeOff(id, token) => {
+                self.shared.locks.release(&id, &token);
+            }
         }
     }
 
@@ -418,7 +347,7 @@ impl Pump {
         // cancel-safe: every branch only waits; what it yields is handled after it.
         tokio::select! {
             Some(answered) = self.calls.next() => self.answered(answered).await,
-            Some(ended) = self.attempts.join_next_with_id() => self.take_in(ended),
+            Some(done) = self.attempts.next() => self.ended(done),
             Some(wake) = self.waiter.wakes.recv() => self.woken(wake, slots).await,
             Some(_) = self.given_back.join_next() => {}
             () = until(not_before), if not_before.is_some() => self.fetch = Fetch::Now,
@@ -511,15 +440,6 @@ impl Pump {
         }
     }
 
-    async fn call(
-        &mut self,
-        batch: &[Outgoing],
-        slots: u32,
-        token: &LockToken,
-    ) -> Result<Finished, ScriptError> {
-        exchange(&self.shared, batch, slots, token).await
-    }
-
     fn written(&self, outgoing: &Outgoing, refusal: Option<Refusal>) {
         let id = &outgoing.finish.id;
         self.shared.locks.release(id, &outgoing.finish.token);
@@ -538,7 +458,14 @@ impl Pump {
         }
         let count = fetched.jobs.len();
         for job in fetched.jobs {
-            self.start(job, token, asked_at);
+            // Nothing is awaited before the first step of the only slot's attempt.
+            let in_place = self.control.borrow().concurrency == 1 && !self.waiting;
+            if in_place {
+                self.publish_with(1);
+            }
+            if let Some(done) = self.attempts.start(job, token, asked_at, in_place) {
+                self.ended(done);
+            }
         }
         if slots == 0 {
             return;
@@ -551,48 +478,6 @@ impl Pump {
             None if full || self.look_again || !fetched.dropped.is_empty() => Fetch::Now,
             None => Fetch::OnMarker { due: fetched.next_due },
         };
-    }
-
-    fn start(&mut self, job: mpanel_protocol::job::FetchedJob, token: &LockToken, asked_at: Instant) {
-        let id = job.id.clone();
-        let cancellation = Cancellation::under(&self.shared.abort);
-        self.shared.locks.hold(id.clone(), token.clone(), asked_at, cancellation.clone());
-        let attempt = run_attempt(self.shared.clone(), job, token.clone(), cancellation);
-        let handle = if self.control.borrow().concurrency == 1 && !self.waiting {
-            match self.tried_in_place(Box::pin(attempt), &id, token) {
-                Some(attempt) => self.attempts.spawn(attempt),
-                None => return,
-            }
-        } else {
-            self.attempts.spawn(attempt)
-        };
-        self.running.insert(handle.id(), (id, token.clone(), handle));
-    }
-
-    /// The only slot's attempt, until it waits for the first time: with nothing else to do
-    /// meanwhile, handing it to a task and its end back would be most of the time between
-    /// two calls. Given back when it is not over.
-    fn tried_in_place<F>(
-        &mut self,
-        mut attempt: Pin<Box<F>>,
-        id: &JobId,
-        token: &LockToken,
-    ) -> Option<Pin<Box<F>>>
-    where
-        F: Future<Output = Done>,
-    {
-        self.in_place = true;
-        self.publish();
-        // Its task polls it again, and is woken from then on.
-        let mut context = Context::from_waker(Waker::noop());
-        let first = std::panic::catch_unwind(AssertUnwindSafe(|| attempt.as_mut().poll(&mut context)));
-        self.in_place = false;
-        match first {
-            Ok(Poll::Pending) => return Some(attempt),
-            Ok(Poll::Ready(done)) => self.ended(done),
-            Err(panic) => self.broke_off(id, token, &panic_text(panic.as_ref())),
-        }
-        None
     }
 
     /// Nothing is lost: outcomes stay and are written again, fetches come later.
@@ -634,7 +519,7 @@ impl Pump {
             let outcome = if alone {
                 Err(ScriptError::Encoding(error.to_string()))
             } else {
-                self.call(std::slice::from_ref(&outgoing), 0, &LockToken::new("none")).await
+                exchange(&self.shared, std::slice::from_ref(&outgoing), 0, &LockToken::new("none")).await
             };
             match outcome {
                 Ok(finished) => {
@@ -651,7 +536,12 @@ impl Pump {
     }
 
     fn publish(&mut self) {
-        self.counters.active = self.running.len() + usize::from(self.in_place);
+        self.publish_with(0);
+    }
+
+    /// With so many attempts beside those that have a task.
+    fn publish_with(&mut self, in_place: usize) {
+        self.counters.active = self.attempts.len() + in_place;
         self.counters.unwritten = self.outgoing.len() + self.under_way;
         self.counters.fetching = self.reserved > 0;
         let at_rest = self.counters.active == 0 && self.outgoing.is_empty() && self.calls.is_empty();
@@ -670,9 +560,6 @@ impl Drop for Pump {
     fn drop(&mut self) {
         if let Some(seat) = &self.shared.seat {
             seat.note(0, false);
-        }
-        for (_, _, handle) in self.running.values() {
-            handle.abort();
         }
     }
 }

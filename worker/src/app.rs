@@ -7,11 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use mpanel_connect::{Redis, ServerClock};
 use mpanel_protocol::payload::cloudpods::CREATE_QUEUE;
 use secrecy::ExposeSecret as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
-use tokio::time::sleep;
+use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,27 +20,25 @@ use crate::{
         db::{self, nodes},
         proxmox::Pve,
     },
-    config::{Config, RedisConfig, RunConfig},
+    config::{CloudpodsConfig, Config, RedisConfig, RunConfig},
     exit::{Exit, Failed},
     migrate,
     serve::{of_connect, serve},
     services::{
         cloudpods::{
-            self, CreateHandler, CreateService, Sites,
+            CreateHandler, CreateService, Sites,
             dns::Names,
+            metrics::Metrics,
             operation::{Operation, OperationHandler, OperationService},
+            reconcile::Reconciler,
         },
         telemetry::{self, TelemetryHandler},
     },
-    signals, ticks,
+    signals, ticks, upkeep,
 };
 
 /// Longest pause between two looks at a database that is away.
 const WAIT_MAX: Duration = Duration::from_secs(15);
-/// How often rows are reconciled that mPanel inserts after it has enqueued.
-const RECONCILE: Duration = Duration::from_secs(5);
-/// How often names of pods are brought up to date.
-const NAMES: Duration = Duration::from_secs(10);
 
 /// Everything that handlers are built from.
 #[derive(Debug)]
@@ -177,13 +176,11 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
         () = stop.cancelled() => Ok(()),
         ready = ready(&app) => match ready {
             Ok(()) => {
-                let reconciler = tokio::spawn(reconcile(app.db.clone(), stop.clone()));
-                let names = tokio::spawn(keep_names(names, stop.clone()));
+                let duties = start_duties(&app, names, &stop);
                 let served = Box::pin(serve(&app, services, drain, orders)).await;
                 stop.cancel();
-                // It ends by the token; a panic in it has been printed.
-                let _ = reconciler.await;
-                let _ = names.await;
+                // They end by the token; a panic in one has been printed.
+                let _ = join_all(duties).await;
                 served
             }
             Err(failed) => Err(failed),
@@ -191,6 +188,27 @@ pub async fn run(config: Config, drain: bool) -> Result<(), Failed> {
     };
     app.db.close().await;
     result
+}
+
+/// What is done beside the queues.
+fn start_duties(app: &App, names: Option<Names>, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+    let db = || app.db.clone();
+    let mut duties = vec![
+        tokio::spawn(upkeep::late_rows(db(), stop.clone())),
+        tokio::spawn(upkeep::names(names, stop.clone())),
+    ];
+    if let Some(Proxmox { sites, .. }) = &app.proxmox {
+        let CloudpodsConfig { reconcile: compare, metrics, health, .. } = &app.config.cloudpods;
+        let every = metrics.every;
+        let metrics = Metrics::new(db(), sites.clone(), *metrics, *health);
+        let reconciler = Reconciler::new(db(), sites.clone(), compare);
+        duties.extend([
+            tokio::spawn(upkeep::reconcile(reconciler, compare.every, stop.clone())),
+            tokio::spawn(upkeep::metrics(metrics.clone(), every, stop.clone())),
+            tokio::spawn(upkeep::tidy_metrics(metrics, every, stop.clone())),
+        ]);
+    }
+    duties
 }
 
 /// Waits for the database, then checks it and Proxmox.
@@ -265,59 +283,4 @@ async fn check_proxmox(app: &App) -> Result<(), Failed> {
         }
     }
     Ok(())
-}
-
-/// Brings job rows up to date that mPanel inserted after it had enqueued.
-async fn reconcile(db: PgPool, stop: CancellationToken) {
-    loop {
-        match cloudpods::reconcile_late_rows(&db).await {
-            Ok(0) => {}
-            Ok(rows) => tracing::debug!(rows, "late job rows brought up to date"),
-            Err(error) => tracing::warn!(%error, "job rows not reconciled; trying again"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(RECONCILE) => {}
-        }
-    }
-}
-
-/// Brings names of pods up to date at the name server, where one is configured.
-async fn keep_names(names: Option<Names>, stop: CancellationToken) {
-    let Some(names) = names else { return };
-    let mut told: Option<String> = None;
-    loop {
-        let round = tokio::select! {
-            // cancel-safe: what a round leaves half done the next one finds.
-            () = stop.cancelled() => return,
-            round = names.round() => round,
-        };
-        match round {
-            Ok(round) => {
-                if told.take().is_some() {
-                    tracing::info!("names of pods are kept again");
-                }
-                if round != cloudpods::dns::Round::default() {
-                    tracing::info!(
-                        written = round.written,
-                        removed = round.removed,
-                        taken = round.taken,
-                        "names of pods"
-                    );
-                }
-            }
-            // Said once, not every round.
-            Err(error) => {
-                let text = error.to_string();
-                if told.as_ref() != Some(&text) {
-                    tracing::warn!(%error, "names of pods are not kept up to date; trying again");
-                    told = Some(text);
-                }
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = sleep(NAMES) => {}
-        }
-    }
 }

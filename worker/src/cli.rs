@@ -127,6 +127,16 @@ pub enum Cloudpods {
         Example: mpanel-worker cloudpods plan --cores 2 --memory-mb 2048 --disk-gb 20"
     )]
     Plan(PlanArgs),
+    /// Show where pods and Proxmox differ, since when, what was mended and what to do
+    #[command(
+        long_about = "Show where pods and Proxmox differ, as the workers found it (every minute; cloudpods.\
+        reconcile_seconds): guests without a row, rows without a guest, guests that are not ours, locks, memory that the \
+        books do not know, sums, holds, leases, addresses, counters. What was mended or went away in the last day is \
+        shown too. Asks Postgres alone.\n\n\
+        Exit codes: 0 nothing waits for you, 4 something does.\n\n\
+        Example: mpanel-worker cloudpods drift --json"
+    )]
+    Drift(JsonArgs),
 }
 
 /// A pod to be placed.
@@ -474,6 +484,7 @@ mod tests {
             "mpanel-worker cloudpods nodes set n1 --cpu-ratio 2.5 --reserve-disk-gb 20",
             "mpanel-worker cloudpods pools remove 3",
             "mpanel-worker cloudpods plan --cores 2 --memory-mb 2048 --disk-gb 20 --json",
+            "mpanel-worker cloudpods drift --json",
             "mpanel-worker check-config --config /x",
             "mpanel-worker guardian analyze --service postfix --json a.log b.log.gz",
             "mpanel-worker guardian analyze --service sshd --rules d --mode m --filter-option a=b --filter-option \

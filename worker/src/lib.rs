@@ -11,6 +11,7 @@
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
 //! | [`intake`] | job rows that say `queued`, on their way to Redis |
+//! | [`upkeep`] | duties beside the queues |
 //! | [`ticks`] | the job schedulers of telemetry |
 //! | [`outbox`] | jobs written in a transaction, on their way to Redis |
 //!
@@ -32,3 +33,4 @@ pub mod serve;
 pub mod services;
 pub mod signals;
 pub mod ticks;
+pub mod upkeep;

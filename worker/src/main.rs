@@ -60,6 +60,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
                     commands::nodes(&db, &config.cloudpods.default_region, command).await
                 }
                 Cloudpods::Pools(command) => commands::pools(&db, command).await,
+                Cloudpods::Drift(args) => commands::drift(&db, args.json).await,
             }
         }
         // Done above, before the configuration had to be right.

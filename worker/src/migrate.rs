@@ -37,6 +37,8 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (7, "fleet node limits", include_str!("../../migrations/0007_fleet_node_limits.sql")),
     (8, "fleet ipam", include_str!("../../migrations/0008_fleet_ipam.sql")),
     (9, "fleet dns", include_str!("../../migrations/0009_fleet_dns.sql")),
+    (10, "fleet drift", include_str!("../../migrations/0010_fleet_drift.sql")),
+    (11, "fleet metrics", include_str!("../../migrations/0011_fleet_metrics.sql")),
     (14, "fleet telemetry", include_str!("../../migrations/0014_fleet_telemetry.sql")),
 ];
 

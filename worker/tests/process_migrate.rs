@@ -24,7 +24,8 @@ async fn migrate(url: &str, args: &[&str]) -> (i32, String) {
 }
 
 /// Everything there is to mPanel's tables: columns with types, defaults and nullability,
-/// constraints, indexes, triggers, comments, owners, privileges, and their rows' number.
+/// constraints, indexes, triggers, comments, owners, privileges. The index and the trigger that
+/// are ours, and optional, are not theirs.
 async fn shape(db: &PgPool) -> Vec<String> {
     sqlx::query_scalar(
         "WITH theirs AS (SELECT c.oid, c.relname, c.relowner, c.relacl, c.relrowsecurity, c.reloptions
@@ -39,8 +40,10 @@ async fn shape(db: &PgPool) -> Vec<String> {
            FROM theirs JOIN pg_constraint con ON conrelid = theirs.oid
          UNION ALL SELECT concat_ws(' ', 'index', relname, pg_get_indexdef(indexrelid))
            FROM theirs JOIN pg_index ON indrelid = theirs.oid
+           WHERE indexrelid::regclass::text NOT LIKE 'fleet%'
          UNION ALL SELECT concat_ws(' ', 'trigger', relname, pg_get_triggerdef(t.oid))
            FROM theirs JOIN pg_trigger t ON tgrelid = theirs.oid AND NOT tgisinternal
+           WHERE tgname NOT LIKE 'fleet%'
          UNION ALL SELECT concat_ws(' ', 'extension', extname) FROM pg_extension
          ORDER BY 1",
     )

@@ -188,14 +188,14 @@ async fn the_health_sweep_is_scheduled_once_whoever_starts_and_with_which_interv
         rows.map(|row| json!([row["name"], row["every"]])).collect()
     };
     let run = ["run", "--queues", "cloudpods-health"];
-    let five = json!(["scheduled-health-sweep", "300000"]);
+    let five: Value = json!(["scheduled-health-sweep", "300000"]);
     let first = stage.program(&run, &[]).start().unwrap();
     first.wait_line(" ready ", SOON).await.unwrap();
-    assert_eq!(scheduled().await, [five.clone()]);
+    assert_eq!(scheduled().await, std::slice::from_ref(&five));
     // mPanel's own call finds it; its call with another interval adds one, as ever.
     let mpanel = stage.node.mpanel(BullVersion::V5);
     mpanel.schedule_health_checks(5.0).await.unwrap();
-    assert_eq!(scheduled().await, [five.clone()]);
+    assert_eq!(scheduled().await, std::slice::from_ref(&five));
     mpanel.schedule_health_checks(7.0).await.unwrap();
     assert_eq!(scheduled().await.len(), 2);
     drop(first);

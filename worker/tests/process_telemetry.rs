@@ -86,16 +86,16 @@ async fn workers_make_ticks_share_them_and_go_on_when_one_dies() {
     assert_eq!(ids, ["health", "pg", "queues", "redis"]);
     // The clock of ticks goes on without the one, and nothing is written twice.
     first.kill9();
-    let at = setting.one("SELECT max(tick_at) FROM fleet_telemetry_ticks").await;
+    let at = setting.one("SELECT max(tick_at) FROM fleet_telemetry_collections").await;
     let since = format!(
-        "SELECT count(DISTINCT tick_at) > 3 FROM fleet_telemetry_ticks
+        "SELECT count(DISTINCT tick_at) > 3 FROM fleet_telemetry_collections
          WHERE collector = 'health' AND outcome = 'written' AND tick_at > '{at}'"
     );
     setting.until(&since, "true", SOON).await;
     assert_eq!(setting.one(TWICE).await, "0");
     // Ticks keep their distance.
     let gaps = "SELECT bool_and(g >= interval '2 s') FROM (
-                  SELECT tick_at - lag(tick_at) OVER (ORDER BY tick_at) AS g FROM fleet_telemetry_ticks
+                  SELECT tick_at - lag(tick_at) OVER (ORDER BY tick_at) AS g FROM fleet_telemetry_collections
                   WHERE collector = 'health') x WHERE g IS NOT NULL";
     assert_eq!(setting.one(gaps).await, "true");
 }
@@ -109,10 +109,12 @@ async fn a_redis_that_is_away_is_down_in_the_panel_and_nothing_piles_up() {
     let newest = "SELECT status FROM monitoring_service_status WHERE service_name = 'redis-core'
                   ORDER BY checked_at DESC LIMIT 1";
     setting.until(newest, "down", Duration::from_secs(60)).await;
-    let before = setting.one("SELECT count(*) FROM fleet_telemetry_ticks WHERE collector = 'health'").await;
+    let before =
+        setting.one("SELECT count(*) FROM fleet_telemetry_collections WHERE collector = 'health'").await;
     setting.redis.restart().await.unwrap();
     setting.until(newest, "up", Duration::from_secs(60)).await;
-    let after = setting.one("SELECT count(*) FROM fleet_telemetry_ticks WHERE collector = 'health'").await;
+    let after =
+        setting.one("SELECT count(*) FROM fleet_telemetry_collections WHERE collector = 'health'").await;
     // At most the tick that was waiting, and those since.
     let (before, after): (u32, u32) = (before.parse().unwrap(), after.parse().unwrap());
     assert!(after - before <= 12, "{before} {after}");

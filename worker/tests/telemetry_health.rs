@@ -78,7 +78,7 @@ async fn late_ticks_are_passed_over_and_older_ones_change_nothing() {
     let asked = page.asked();
     assert_eq!(watch.service.tick(late).await.unwrap(), Done::Late);
     assert_eq!((page.asked(), watch.statuses("mpanel-core").await.as_str()), (asked, "up"));
-    let skipped = "SELECT string_agg(outcome, ' ' ORDER BY tick_at) FROM fleet_telemetry_ticks";
+    let skipped = "SELECT string_agg(outcome, ' ' ORDER BY tick_at) FROM fleet_telemetry_collections";
     assert_eq!(watch.one(skipped).await, "skipped written skipped");
 }
 
@@ -122,7 +122,7 @@ async fn what_this_worker_is_not_configured_for_is_left_to_others() {
     let watch = Watch::new(&[]).await;
     assert_eq!(watch.service.collectors(), [Collector::Pg, Collector::Redis, Collector::Queues]);
     assert_eq!(watch.service.tick(watch.due(Collector::Pods)).await.unwrap(), Done::NotHere);
-    assert_eq!(watch.one("SELECT count(*) FROM fleet_telemetry_ticks").await, "0");
+    assert_eq!(watch.one("SELECT count(*) FROM fleet_telemetry_collections").await, "0");
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ async fn no_secret_reaches_a_table() {
         "monitoring_service_status",
         "fleet_telemetry_services",
         "fleet_telemetry_baselines",
-        "fleet_telemetry_ticks",
+        "fleet_telemetry_collections",
     ] {
         let found = watch.one(&format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%hunter%'")).await;
         assert_eq!(found, "0", "{table}");

@@ -1,6 +1,7 @@
 //! What each command does, `run` aside. Data goes to stdout, messages to stderr.
 
 mod check;
+mod drift;
 mod guardian;
 mod migrate;
 mod nodes;
@@ -13,7 +14,8 @@ use comfy_table::{Table, presets};
 use serde_json::Value;
 
 pub use self::{
-    check::check_config, guardian::analyze, migrate::migrate, nodes::nodes, plan::plan, pools::pools,
+    check::check_config, drift::drift, guardian::analyze, migrate::migrate, nodes::nodes, plan::plan,
+    pools::pools,
 };
 use crate::exit::{Exit, Failed};
 

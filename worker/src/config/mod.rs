@@ -11,6 +11,7 @@ mod resolve;
 pub mod settings;
 pub mod sources;
 mod telemetry;
+mod upkeep;
 
 use std::{fmt, time::Duration};
 
@@ -23,6 +24,7 @@ pub use self::{
     resolve::Layers,
     sources::Sources,
     telemetry::{Target, TargetKind, TelemetryConfig},
+    upkeep::{HealthLimits, MetricsConfig, ReconcileConfig, Threshold},
 };
 
 /// One thing wrong with the configuration.
@@ -109,6 +111,12 @@ pub struct CloudpodsConfig {
     pub sweep_every: Duration,
     /// Whether nodes are filled one after the other, or the emptiest taken.
     pub placement: Placement,
+    /// How books and Proxmox are compared.
+    pub reconcile: ReconcileConfig,
+    /// How pods' figures are collected and kept.
+    pub metrics: MetricsConfig,
+    /// When a pod is in want.
+    pub health: HealthLimits,
 }
 
 /// How nodes are filled.
@@ -249,6 +257,9 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         "spread" => Ok(Placement::Spread),
         other => Err(format!("must be pack or spread, is `{other}`")),
     });
+    let reconcile = upkeep::reconcile(layers);
+    let metrics = upkeep::metrics(layers);
+    let health = upkeep::health(layers);
     Some(CloudpodsConfig {
         template: template?,
         vm_template_vmid: vm_template_vmid.and_then(|vmid| u32::try_from(vmid).ok()),
@@ -260,6 +271,9 @@ fn cloudpods(layers: &mut Layers) -> Option<CloudpodsConfig> {
         address_wait: Duration::from_secs(address_wait?),
         sweep_every: health_minutes.map(|minutes| Duration::from_secs(minutes * 60))?,
         placement: placement?,
+        reconcile: reconcile?,
+        metrics: metrics?,
+        health: health?,
     })
 }
 
@@ -282,11 +296,7 @@ fn run(layers: &mut Layers) -> Option<RunConfig> {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     });
-    let exclusive = layers.parsed("run.exclusive", |text| match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" => Ok(true),
-        "false" | "0" | "no" => Ok(false),
-        other => Err(format!("must be true or false, is `{other}`")),
-    });
+    let exclusive = layers.flag("run.exclusive");
     let concurrency = match layers.get("run.concurrency") {
         Some(_) => layers.number("run.concurrency", 1, 1000),
         None => None,

@@ -151,6 +151,15 @@ impl Layers {
         })
     }
 
+    /// A yes or no.
+    pub fn flag(&mut self, key: &'static str) -> Option<bool> {
+        self.parsed(key, |text| match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" => Ok(true),
+            "false" | "0" | "no" => Ok(false),
+            other => Err(format!("must be true or false, is `{other}`")),
+        })
+    }
+
     /// Notes a problem of a setting, under the name by which it was set.
     pub fn problem(&mut self, key: &'static str, problem: impl Into<String>) {
         let Some(setting) = Setting::find(key) else { return };

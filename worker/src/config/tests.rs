@@ -202,3 +202,16 @@ fn no_secret_is_ever_shown() {
     let text = problems(&broken);
     assert!(text.contains("user@realm!name") && !text.contains("urlgeheim"), "{text}");
 }
+
+#[test]
+fn figures_are_kept_in_order_of_their_age() {
+    let text = problems(&with(&[
+        ("MPANEL_FLEET_CLOUDPODS__METRICS_RAW_HOURS", "200"),
+        ("MPANEL_FLEET_CLOUDPODS__HEALTH_DISK", "97,90"),
+    ]));
+    assert!(text.contains("must not be less than cloudpods.metrics_5min_days"), "{text}");
+    assert!(text.contains("MPANEL_FLEET_CLOUDPODS__HEALTH_DISK must be two whole numbers"), "{text}");
+    let config = Config::from_sources(&with(&[]), Needs::All).unwrap().cloudpods;
+    assert_eq!((config.metrics.raw_h, config.metrics.five_min_h, config.metrics.hourly_h), (24, 168, 2160));
+    assert_eq!(config.health.memory, Threshold { warning: 95, critical: 98 });
+}

@@ -4,19 +4,23 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod books;
 pub mod changes;
 pub mod dns;
+pub mod drift;
 pub mod jobs;
 pub mod ledger;
+pub mod metrics;
 pub mod nodes;
 pub mod operations;
-pub mod pod_metrics;
 pub mod pods;
 pub mod pool_admin;
 pub mod pools;
 pub mod queue_samples;
 pub mod queued_rows;
 pub mod quota;
+pub mod repairs;
+pub mod rounds;
 pub mod slow_queries;
 pub mod telemetry;
 pub mod telemetry_upkeep;

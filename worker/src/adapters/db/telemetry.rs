@@ -30,7 +30,7 @@ pub struct TickRow<'a> {
 /// [`DbError::Sql`].
 pub async fn is_booked(pool: &PgPool, collector: &str, at: DateTime<Utc>) -> Result<bool, DbError> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM fleet_telemetry_ticks WHERE collector = $1 AND tick_at = $2)",
+        "SELECT EXISTS (SELECT FROM fleet_telemetry_collections WHERE collector = $1 AND tick_at = $2)",
     )
     .bind(collector)
     .bind(at)
@@ -51,7 +51,7 @@ pub async fn lock(tx: &mut Tx, collector: &str) -> Result<Option<DateTime<Utc>>,
         .await
         .attempting("wait for the other writers of the collector")?;
     sqlx::query_scalar(
-        "SELECT max(tick_at) FROM fleet_telemetry_ticks WHERE collector = $1 AND outcome = 'written'",
+        "SELECT max(tick_at) FROM fleet_telemetry_collections WHERE collector = $1 AND outcome = 'written'",
     )
     .bind(collector)
     .fetch_one(&mut **tx)
@@ -65,7 +65,7 @@ pub async fn lock(tx: &mut Tx, collector: &str) -> Result<Option<DateTime<Utc>>,
 /// [`DbError::Sql`].
 pub async fn book(tx: &mut Tx, tick: &TickRow<'_>) -> Result<bool, DbError> {
     sqlx::query(
-        "INSERT INTO fleet_telemetry_ticks (collector, tick_at, outcome, took_ms, problem)
+        "INSERT INTO fleet_telemetry_collections (collector, tick_at, outcome, took_ms, problem)
          VALUES ($1, $2, CASE WHEN $3 THEN 'written' ELSE 'skipped' END, $4, $5)
          ON CONFLICT (collector, tick_at) DO NOTHING",
     )

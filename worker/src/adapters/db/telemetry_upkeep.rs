@@ -84,8 +84,6 @@ pub enum Aging {
     Services,
     /// Hours of status rows.
     Hours,
-    /// Hours of pods.
-    PodHours,
 }
 
 /// Deletes a batch of rows from before `limit`.
@@ -96,12 +94,11 @@ pub async fn delete(pool: &PgPool, what: Aging, limit: DateTime<Utc>) -> Result<
     let (table, column) = match what {
         Aging::SlowQueries => ("monitoring_slow_queries", "last_seen_at"),
         Aging::QueryDeltas => ("fleet_telemetry_query_deltas", "tick_at"),
-        Aging::Ticks => ("fleet_telemetry_ticks", "tick_at"),
+        Aging::Ticks => ("fleet_telemetry_collections", "tick_at"),
         Aging::QueueSamples => ("fleet_queue_samples", "at"),
         Aging::Samples => ("fleet_telemetry_samples", "tick_at"),
         Aging::Services => ("fleet_telemetry_services", "tick_at"),
         Aging::Hours => ("fleet_telemetry_status_hourly", "hour"),
-        Aging::PodHours => ("fleet_telemetry_pods_hourly", "hour"),
     };
     let limit_of = if what == Aging::SlowQueries { "timezone('utc', $1)" } else { "$1" };
     let sql = format!(

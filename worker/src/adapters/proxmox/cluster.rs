@@ -70,6 +70,20 @@ impl PveClient {
             .ok_or_else(|| self.error(&Method::GET, &path, Class::BadAnswer, None, format!("{id} is no id")))
     }
 
+    /// Whether no guest of the cluster has this VMID, by the cluster's own file
+    /// system: unlike the lists it does not lag, and needs no right to see guests.
+    ///
+    /// # Errors
+    /// [`PveError`].
+    pub async fn vmid_is_free(&self, vmid: u32) -> Result<bool, PveError> {
+        let vmid = vmid.to_string();
+        match self.get::<Value>(&["cluster", "nextid"], &[("vmid", vmid.as_str())]).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.class == Class::Exists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The storages that a node reaches.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{
     client::PveClient,
     error::PveError,
-    types::{GuestRow, Usage, lenient_i64},
+    types::{GuestRow, Usage, lenient_bool, lenient_i64},
 };
 
 /// A row of `/cluster/resources`: a guest, a node or a storage, by [`ResourceRow::kind`].
@@ -31,6 +31,12 @@ pub struct ResourceRow {
     /// Guests: the tags.
     #[serde(default)]
     pub tags: Option<String>,
+    /// Guests: the operation that holds it.
+    #[serde(default)]
+    pub lock: Option<String>,
+    /// Guests: whether it is a template.
+    #[serde(default, deserialize_with = "lenient_bool")]
+    pub template: bool,
     /// Storages: the name.
     #[serde(default)]
     pub storage: Option<String>,

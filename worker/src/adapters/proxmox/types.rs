@@ -31,7 +31,7 @@ fn lenient_f64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>
 }
 
 /// A yes or no in any of its spellings; absent is no.
-fn lenient_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+pub(super) fn lenient_bool<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Bool(flag) => flag,
         Value::Number(number) => number.as_f64().is_some_and(|float| float != 0.0),

@@ -12,6 +12,8 @@
 //! | `sweeps` | the schedule of the health sweep |
 //! | `sites` | which Proxmox answers for which node |
 //! | `operation` | what is done to pods that exist |
+//! | `metrics` | what running pods use, and how they are by it |
+//! | `reconcile` | where books and Proxmox differ: found, told, mended where that is safe |
 //! | `handler` | the glue to the engine |
 //!
 //! Every step may be interrupted by a crash and is entered again by the same
@@ -31,12 +33,14 @@ mod handler;
 pub mod instance;
 pub mod intake;
 mod json;
+pub mod metrics;
 pub mod names;
 pub mod operation;
 pub mod payload;
 pub mod placement;
 pub mod plan;
 pub mod quota;
+pub mod reconcile;
 mod reserve;
 mod run;
 mod sites;

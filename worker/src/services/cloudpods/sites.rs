@@ -85,13 +85,18 @@ impl Sites {
         self.pve.at(base)
     }
 
+    /// The APIs that these nodes need, each once.
+    #[must_use]
+    pub fn bases(&self, nodes: &[NodeRecord]) -> BTreeSet<Url> {
+        nodes.iter().filter_map(|node| self.base(&node.api_url).ok()).collect()
+    }
+
     /// Asks every API that the nodes need for its nodes and guests.
     ///
     /// # Errors
     /// When no API answers: what the first one said.
     pub async fn survey(&self, nodes: &[NodeRecord]) -> Result<Survey, PveError> {
-        let bases: BTreeSet<Url> = nodes.iter().filter_map(|node| self.base(&node.api_url).ok()).collect();
-        let answers = join_all(bases.into_iter().map(|base| async move {
+        let answers = join_all(self.bases(nodes).into_iter().map(|base| async move {
             let client = self.at(&base);
             let answer =
                 async { Ok::<_, PveError>((client.nodes().await?, client.resources().await?)) }.await;

@@ -9,7 +9,7 @@
 //! | `sample` | what collectors hand over |
 //! | `health`, `verdict` | pages and ports; what an answer means (pure) |
 //! | `pg`, `statements`, `scrub`, `lexer` | Postgres; what slow statements did since the last tick, and their texts (pure) |
-//! | `redis`, `queues`, `pods` | Redis; BullMQ's queues; Proxmox nodes and pods |
+//! | `redis`, `queues`, `pods` | Redis; BullMQ's queues; Proxmox nodes |
 //! | `state` | from single results to a confirmed status; pure |
 //! | `store`, `upkeep` | writing a tick once; keeping the tables bounded |
 //!
@@ -55,7 +55,7 @@ use self::{
 pub use self::{handler::TelemetryHandler, store::Written};
 use crate::{
     adapters::{
-        db::{DbError, pod_metrics::PodRow, queue_samples::QueueRow, slow_queries::SlowRow},
+        db::{DbError, queue_samples::QueueRow, slow_queries::SlowRow},
         pg_stats::PgWatch,
         probe::{ProbeError, Prober},
         proxmox::Pve,
@@ -80,8 +80,6 @@ pub(crate) struct Collected {
     pub(crate) slow: Vec<SlowRow>,
     /// Counters to count from at the next tick.
     pub(crate) baseline: Option<NewBaseline>,
-    /// Running pods.
-    pub(crate) pods: Vec<PodRow>,
     /// What the operator should know, said once: no trouble.
     pub(crate) remark: Option<String>,
     /// What could not be collected.
@@ -178,7 +176,7 @@ impl TelemetryService {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The same, looking at the nodes and pods of Proxmox too. For a service that
+    /// The same, looking at the nodes of Proxmox too. For a service that
     /// was just made: clones are not changed.
     #[must_use]
     pub fn with_proxmox(mut self, pve: Pve, config: &ProxmoxConfig) -> Self {

@@ -1,7 +1,7 @@
-//! The collector of Proxmox: are the nodes there, and how busy are nodes and pods?
-//! One question to each cluster, whatever it holds.
+//! The collector of Proxmox: are the nodes that pods are on there, and how busy
+//! are they? One question to each cluster. Pods' own figures are CloudPods' work.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 use reqwest::Url;
@@ -13,11 +13,8 @@ use super::{
 };
 use crate::{
     adapters::{
-        db::{
-            nodes::{self, NodeRecord},
-            pod_metrics::PodRow,
-        },
-        proxmox::{Pve, PveError, ResourceRow, Usage, tag_set},
+        db::nodes::{self, NodeRecord},
+        proxmox::{Pve, PveError, ResourceRow, Usage},
     },
     config::{ProxmoxConfig, proxmox::base_url},
 };
@@ -26,11 +23,6 @@ use crate::{
 const CPU_MAX: f64 = 95.0;
 /// So is one whose root disk is fuller.
 const DISK_MAX: f64 = 90.0;
-/// Tags of pods of ours begin so.
-const TAG: &str = "mpanel-pod-";
-/// Rows of pods are written once in so much time: their table counts rows by a
-/// number of 32 bits that is never used twice.
-const ROWS_MS: i64 = 60_000;
 
 /// How the clusters are reached.
 #[derive(Debug, Clone)]
@@ -54,8 +46,8 @@ impl Clusters {
     }
 }
 
-/// Looks at all nodes and the guests on them.
-pub(super) async fn collect(db: &PgPool, clusters: &Clusters, due_ms: i64, interval: Duration) -> Collected {
+/// Looks at all nodes.
+pub(super) async fn collect(db: &PgPool, clusters: &Clusters) -> Collected {
     let mut collected = Collected::default();
     let nodes = match nodes::all(db).await {
         Ok(nodes) => nodes,
@@ -76,7 +68,6 @@ pub(super) async fn collect(db: &PgPool, clusters: &Clusters, due_ms: i64, inter
         let answer = clusters.pve.at(&url).resources().await;
         (nodes, answer)
     });
-    let with_rows = u128::try_from(due_ms.rem_euclid(ROWS_MS)).is_ok_and(|into| into < interval.as_millis());
     for (nodes, answer) in join_all(asked).await {
         match answer {
             Ok(rows) => {
@@ -86,9 +77,6 @@ pub(super) async fn collect(db: &PgPool, clusters: &Clusters, due_ms: i64, inter
                     if let Some(row) = row {
                         figures(&mut collected.samples, &node.name, &row.usage);
                     }
-                }
-                if with_rows {
-                    collected.pods.extend(rows.iter().filter_map(pod));
                 }
             }
             Err(error) => {
@@ -151,42 +139,21 @@ fn figures(samples: &mut Samples, name: &str, usage: &Usage) {
     samples.add_some("node_disk_percent", name, share(usage.disk, usage.maxdisk));
 }
 
-/// A running guest as a pod's row. Nobody outside knows how full the disk of a
-/// virtual machine is: 0.
-fn pod(row: &ResourceRow) -> Option<PodRow> {
-    let guest = row.guest().filter(|guest| guest.status.as_deref() == Some("running"))?;
-    let tags = tag_set(guest.tags.as_deref());
-    let own = tags.iter().find_map(|tag| tag.strip_prefix(TAG)).map(str::to_owned);
-    Some(PodRow {
-        vmid: i32::try_from(guest.vmid?).ok()?,
-        pod: own.unwrap_or_default(),
-        name: guest.name.unwrap_or_default(),
-        cpu: percent(guest.usage.cpu?, 1.0),
-        memory: share(guest.usage.mem, guest.usage.maxmem)?,
-        disk: share(guest.usage.disk, guest.usage.maxdisk).unwrap_or_default(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn guests_become_rows_when_they_run_and_figures_stay_in_bounds() {
-        let row = |value| pod(&serde_json::from_value(value).unwrap());
-        let running = json!({"type": "lxc", "vmid": 121, "node": "pve1", "name": "web", "status": "running",
-            "tags": "x;mpanel-pod-abc", "cpu": 0.255, "mem": 512, "maxmem": 1024, "disk": 30, "maxdisk": 10});
-        let found = row(running.clone()).unwrap();
-        assert_eq!((found.vmid, found.pod.as_str(), found.cpu, found.memory), (121, "abc", 25.5, 50.0));
-        assert!((found.disk - 100.0).abs() < f64::EPSILON);
-        let mut stopped = running.clone();
-        stopped["status"] = json!("stopped");
-        assert_eq!(row(stopped), None);
-        let mut odd = running;
-        odd["maxmem"] = json!(0);
-        odd["mem"] = json!(0);
-        assert!((row(odd).unwrap().memory).abs() < f64::EPSILON);
+    fn shares_stay_in_bounds_whatever_came() {
+        for (part, whole, wanted) in [
+            (Some(512), Some(1024), 50.0),
+            (Some(30), Some(10), 100.0),
+            (Some(0), Some(0), 0.0),
+            (Some(-1), Some(5), 0.0),
+        ] {
+            let found = share(part, whole).unwrap();
+            assert!((found - wanted).abs() < 1e-9, "{part:?} of {whole:?}: {found}");
+        }
+        assert_eq!(share(None, Some(1)), None);
     }
 }

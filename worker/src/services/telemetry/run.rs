@@ -135,7 +135,7 @@ impl TelemetryService {
                 queues::collect(db, redis, &self.inner.prefix, &self.inner.found_queues, wanted, now_ms).await
             }
             Collector::Pods => match &self.inner.clusters {
-                Some(clusters) => pods::collect(db, clusters, tick.due_ms, config.interval).await,
+                Some(clusters) => pods::collect(db, clusters).await,
                 None => Collected::default(),
             },
         }

@@ -15,7 +15,7 @@ use super::{
     state::{self, ServiceState},
 };
 use crate::adapters::db::{
-    self, DbError, pod_metrics, queue_samples, slow_queries,
+    self, DbError, queue_samples, slow_queries,
     telemetry::{self, ServiceRow, TickRow},
 };
 
@@ -91,9 +91,6 @@ pub(super) async fn write(
     }
     if !collected.slow.is_empty() {
         slow_queries::write(&mut tx, at, rules.query_window, &collected.slow).await?;
-    }
-    if !collected.pods.is_empty() {
-        pod_metrics::write(&mut tx, at, &collected.pods).await?;
     }
     if let Some(NewBaseline { name, data, from }) = &collected.baseline {
         // What was counted may have been counted by a tick that ran beside this one.

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::adapters::db::{
-    DbError, pod_metrics,
+    DbError,
     telemetry_upkeep::{self, Aging},
 };
 
@@ -18,8 +18,6 @@ const BATCHES: u32 = 40;
 const DAY: Duration = Duration::from_secs(86_400);
 /// Booked ticks: only those of the last minutes can come again.
 const TICKS: Duration = DAY;
-/// Rows of pods, before they become hours.
-const PODS: Duration = Duration::from_secs(7 * 86_400);
 /// Samples of queues: the panel asks for an hour.
 const QUEUES: Duration = Duration::from_secs(2 * 86_400);
 /// Hours of status rows.
@@ -46,15 +44,6 @@ pub(super) async fn run(
             rows => gone += rows,
         }
     }
-    for _ in 0..BATCHES {
-        if Instant::now() >= deadline {
-            return Ok(gone);
-        }
-        match pod_metrics::to_hours(db, now - PODS).await? {
-            0 => break,
-            rows => gone += rows,
-        }
-    }
     for (what, age) in [
         (Aging::SlowQueries, keep),
         (Aging::QueryDeltas, query_window),
@@ -63,7 +52,6 @@ pub(super) async fn run(
         (Aging::Samples, DAY),
         (Aging::Services, keep),
         (Aging::Hours, HOURS),
-        (Aging::PodHours, HOURS),
     ] {
         for _ in 0..BATCHES {
             if Instant::now() >= deadline {

@@ -8,25 +8,32 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{EFFECT, OpError, OperationService, Target, find::Seen};
-use crate::adapters::{
-    db::{
-        self, changes,
-        jobs::{self, Adopted, Ending},
-        ledger::{self, Fence},
-        nodes,
-        operations::{self, PodRecord},
-        pods,
+use super::{
+    super::metrics::{
+        gauges,
+        level::{Gauges, Level},
+        sample::used,
     },
-    proxmox::{GuestAt, GuestKind, PveClient, PveError, Usage, first_address},
+    EFFECT, OpError, OperationService, Target,
+    find::Seen,
+};
+use crate::{
+    adapters::{
+        db::{
+            self, changes,
+            jobs::{self, Adopted, Ending},
+            ledger::{self, Fence},
+            metrics, nodes,
+            operations::{self, PodRecord},
+            pods,
+        },
+        proxmox::{GuestAt, GuestKind, PveClient, PveError, Usage, first_address},
+    },
+    config::HealthLimits,
 };
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
-/// From these shares on, per cent, a pod is in want of something.
-const CPU_PCT: f64 = 95.0;
-const MEM_PCT: f64 = 95.0;
-const DISK_PCT: f64 = 90.0;
 
 /// A pod's health, with mPanel's fields.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -47,41 +54,53 @@ struct Health {
     uptime_sec: i64,
     healthy: bool,
     issues: Vec<String>,
+    /// The worst level of what it uses.
+    #[serde(skip)]
+    use_level: Level,
+}
+
+/// What a pod's use is judged by: what the figures of the last ticks have made
+/// believed, or else this one look.
+#[derive(Debug, Clone, Copy)]
+struct Judge<'a> {
+    limits: &'a HealthLimits,
+    believed: Option<Gauges>,
 }
 
 impl Health {
     /// Judges what was seen of a pod; `at_rest` is one whose owner has stopped it.
-    fn of(pod: &PodRecord, status: &str, usage: Usage, at_rest: bool) -> Self {
-        let share = |used: Option<i64>, most: Option<i64>| match (used, most) {
-            (Some(used), Some(most)) if most > 0 => percent(number(Some(used)) / number(Some(most))),
-            _ => 0.0,
-        };
+    fn of(pod: &PodRecord, status: &str, usage: Usage, at_rest: bool, judge: Judge<'_>) -> Self {
+        let (cpu_pct, mem_pct, disk_pct) = used(usage);
         let mut health = Self {
             vmid: pod.vmid,
             hostname: pod.hostname.clone(),
             status: status.to_owned(),
             ip: pod.ip.clone(),
-            cpu_pct: percent(usage.cpu.unwrap_or_default()),
+            cpu_pct,
             mem_mb: rounded(number(usage.mem) / MIB),
             mem_max_mb: rounded(number(usage.maxmem) / MIB),
-            mem_pct: share(usage.mem, usage.maxmem),
+            mem_pct,
             disk_gb: rounded(number(usage.disk) / GIB),
             disk_max_gb: rounded(number(usage.maxdisk) / GIB),
-            disk_pct: share(usage.disk, usage.maxdisk),
+            disk_pct,
             uptime_sec: usage.uptime.unwrap_or_default(),
             healthy: false,
             issues: Vec::new(),
+            use_level: Level::Ok,
         };
         match status {
             "running" => {
-                for (what, share, limit) in [
-                    ("cpu", health.cpu_pct, CPU_PCT),
-                    ("memory", health.mem_pct, MEM_PCT),
-                    ("disk", health.disk_pct, DISK_PCT),
+                let Judge { limits, believed } = judge;
+                for (what, share, limit, believed) in [
+                    ("cpu", cpu_pct, limits.cpu, believed.map(|gauges| gauges.cpu.level)),
+                    ("memory", mem_pct, limits.memory, believed.map(|gauges| gauges.memory.level)),
+                    ("disk", disk_pct, limits.disk, believed.map(|gauges| gauges.disk.level)),
                 ] {
-                    if share >= limit {
+                    let level = believed.unwrap_or_else(|| Level::of(share, limit));
+                    if level > Level::Ok {
                         health.issues.push(format!("{what} at {share} %"));
                     }
+                    health.use_level = health.use_level.max(level);
                 }
             }
             "stopped" | "paused" if at_rest => {}
@@ -97,8 +116,20 @@ impl Health {
     fn level(&self) -> &'static str {
         match (self.healthy, self.status.as_str()) {
             (true, _) => "ok",
-            (false, "running" | "unknown") => "warning",
+            (false, "running") => self.use_level.as_str(),
+            (false, "unknown") => "warning",
             (false, _) => "critical",
+        }
+    }
+
+    /// The word of a sweep. mPanel's own knows `ok` and `warning` only, and so
+    /// does ours of what it sees by itself; but it takes nothing back that the
+    /// figures or the reconciler have found to be critical.
+    fn sweep_level(&self, lost: bool) -> &'static str {
+        match self.healthy {
+            true => "ok",
+            false if lost || self.use_level == Level::Critical => "critical",
+            false => "warning",
         }
     }
 }
@@ -110,10 +141,6 @@ fn number(value: Option<i64>) -> f64 {
 
 fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
-}
-
-fn percent(share: f64) -> f64 {
-    rounded((share * 100.0).clamp(0.0, 999.99))
 }
 
 impl OperationService {
@@ -190,6 +217,10 @@ impl OperationService {
         fence: &Fence,
         at_rest: bool,
     ) -> Result<Health, OpError> {
+        let judge = Judge {
+            limits: &self.defaults.health,
+            believed: gauges(&self.db, &[pod.id], &self.defaults.metrics).await?.get(&pod.id).copied(),
+        };
         let begun = operations::Begun {
             pod_id: pod.id,
             prior_status: pod.status.clone(),
@@ -216,19 +247,19 @@ impl OperationService {
             Ok(_) => Ok(None),
             Err(OpError::Pve(error)) => Err(error),
             Err(OpError::NotYet { .. }) => {
-                return Ok(Health::of(&work.pod, "unknown", Usage::default(), at_rest));
+                return Ok(Health::of(&work.pod, "unknown", Usage::default(), at_rest, judge));
             }
             Err(error) => return Err(error),
         };
         Ok(match seen {
             Ok(Some((status, usage, ip))) => {
-                let mut health = Health::of(&work.pod, &status, usage, at_rest);
+                let mut health = Health::of(&work.pod, &status, usage, at_rest, judge);
                 health.ip = ip.or(health.ip);
                 health
             }
-            Ok(None) => Health::of(&work.pod, "missing", Usage::default(), false),
+            Ok(None) => Health::of(&work.pod, "missing", Usage::default(), false, judge),
             Err(error) if error.class.is_configuration() => return Err(error.into()),
-            Err(_) => Health::of(&work.pod, "unknown", Usage::default(), at_rest),
+            Err(_) => Health::of(&work.pod, "unknown", Usage::default(), at_rest, judge),
         })
     }
 
@@ -245,6 +276,9 @@ impl OperationService {
             return Ok(json!({ "success": true, "total": 0, "healthy": 0 }));
         }
         let at_rest = changes::not_to_run(&self.db).await?;
+        let all: Vec<Uuid> = active.iter().map(|pod| pod.id).collect();
+        let believed = gauges(&self.db, &all, &self.defaults.metrics).await?;
+        let lost = metrics::lost(&self.db).await?;
         let survey = self.sites.survey(&nodes::all(&self.db).await?).await?;
         let guests: HashMap<i64, _> =
             survey.guests.iter().filter_map(|(_, guest)| Some((guest.vmid?, guest))).collect();
@@ -252,27 +286,27 @@ impl OperationService {
             .iter()
             .map(|pod| {
                 let rests = at_rest.contains(&pod.id);
+                let judge = Judge { limits: &self.defaults.health, believed: believed.get(&pod.id).copied() };
                 let health = match guests.get(&i64::from(pod.vmid)) {
                     Some(guest) => {
                         let status = guest.status.as_deref().unwrap_or("unknown");
-                        Health::of(pod, status, guest.usage, rests)
+                        Health::of(pod, status, guest.usage, rests, judge)
                     }
-                    None if survey.is_partial() => Health::of(pod, "unknown", Usage::default(), rests),
-                    None => Health::of(pod, "missing", Usage::default(), false),
+                    None if survey.is_partial() => Health::of(pod, "unknown", Usage::default(), rests, judge),
+                    None => Health::of(pod, "missing", Usage::default(), false, judge),
                 };
                 (pod, health)
             })
             .collect();
         let healthy = found.iter().filter(|(_, health)| health.healthy).count();
         let ids: Vec<_> = found.iter().map(|(pod, _)| pod.id).collect();
-        // mPanel's sweep knows two words only.
         let levels: Vec<_> =
-            found.iter().map(|(_, health)| if health.healthy { "ok" } else { "warning" }).collect();
+            found.iter().map(|(pod, health)| health.sweep_level(lost.contains(&pod.id))).collect();
         let mut tx = db::begin(&self.db).await?;
         changes::set_health(&mut tx, &ids, &levels).await?;
-        for (pod, health) in found.iter().filter(|(_, health)| !health.healthy) {
+        for ((pod, health), level) in found.iter().zip(levels).filter(|((_, health), _)| !health.healthy) {
             let message = format!("CloudPod {}: {}", pod.hostname, health.issues.join("; "));
-            let data = json!({ "health": health, "level": "warning", "triggeredBy": "schedule" });
+            let data = json!({ "health": health, "level": level, "triggeredBy": "schedule" });
             pods::event(&mut tx, pod.tenant_id, Some(pod.id), "HEALTH_CHECK", &message, &data).await?;
         }
         db::commit(tx).await?;
@@ -306,9 +340,17 @@ async fn look(client: &PveClient, at: &GuestAt) -> Result<(String, Usage, Option
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
+    use super::{super::super::metrics::level::Gauge, *};
+    use crate::config::Threshold;
 
-    use super::*;
+    const LIMITS: HealthLimits = HealthLimits {
+        cpu: Threshold { warning: 95, critical: 100 },
+        memory: Threshold { warning: 95, critical: 98 },
+        disk: Threshold { warning: 90, critical: 97 },
+        margin: 5,
+        samples: 3,
+    };
+    const AT_ONCE: Judge<'_> = Judge { limits: &LIMITS, believed: None };
 
     fn pod() -> PodRecord {
         PodRecord {
@@ -327,24 +369,44 @@ mod tests {
 
     #[test]
     fn each_state_has_its_word() {
-        let full = Usage { mem: Some(990), maxmem: Some(1000), ..Usage::default() };
+        let full = Usage { mem: Some(960), maxmem: Some(1000), ..Usage::default() };
+        let over = Usage { mem: Some(990), maxmem: Some(1000), ..Usage::default() };
         for (status, usage, at_rest, level) in [
             ("running", Usage::default(), false, "ok"),
             ("running", full, false, "warning"),
+            ("running", over, false, "critical"),
             ("unknown", Usage::default(), false, "warning"),
             ("stopped", Usage::default(), false, "critical"),
             ("stopped", Usage::default(), true, "ok"),
             ("missing", Usage::default(), false, "critical"),
         ] {
-            let health = Health::of(&pod(), status, usage, at_rest);
+            let health = Health::of(&pod(), status, usage, at_rest, AT_ONCE);
             assert_eq!(health.level(), level, "{status} {at_rest}");
             assert_eq!(health.healthy, level == "ok");
         }
     }
 
     #[test]
+    fn what_the_ticks_have_made_believed_counts_more_than_one_look() {
+        let over = Usage { mem: Some(990), maxmem: Some(1000), ..Usage::default() };
+        let well = Judge { limits: &LIMITS, believed: Some(Gauges::default()) };
+        assert_eq!(Health::of(&pod(), "running", over, false, well).level(), "ok");
+        let critical = Gauge { level: Level::Critical, ..Gauge::default() };
+        let ill = Judge { limits: &LIMITS, believed: Some(Gauges { disk: critical, ..Gauges::default() }) };
+        let health = Health::of(&pod(), "running", Usage::default(), false, ill);
+        assert_eq!((health.level(), health.sweep_level(false)), ("critical", "critical"));
+        // Of a guest that does not run no figure tells anything.
+        let health = Health::of(&pod(), "stopped", Usage::default(), false, ill);
+        assert_eq!(
+            (health.level(), health.sweep_level(false), health.sweep_level(true)),
+            ("critical", "warning", "critical")
+        );
+    }
+
+    #[test]
     fn the_fields_are_mpanels() {
-        let value = serde_json::to_value(Health::of(&pod(), "running", Usage::default(), false)).unwrap();
+        let value =
+            serde_json::to_value(Health::of(&pod(), "running", Usage::default(), false, AT_ONCE)).unwrap();
         let mut names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
         names.sort_unstable();
         assert_eq!(
