@@ -35,6 +35,7 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (7, "fleet node limits", include_str!("../../migrations/0007_fleet_node_limits.sql")),
     (8, "fleet ipam", include_str!("../../migrations/0008_fleet_ipam.sql")),
     (9, "fleet dns", include_str!("../../migrations/0009_fleet_dns.sql")),
+    (12, "fleet api", include_str!("../../migrations/0012_fleet_api.sql")),
 ];
 
 /// The database could not be brought up to date.

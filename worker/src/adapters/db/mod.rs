@@ -4,12 +4,15 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod api_requests;
 pub mod changes;
 pub mod dns;
 pub mod jobs;
 pub mod ledger;
 pub mod nodes;
 pub mod operations;
+pub mod orders;
+pub mod pod_views;
 pub mod pods;
 pub mod pool_admin;
 pub mod pools;
