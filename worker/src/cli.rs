@@ -1,7 +1,11 @@
 //! The command line: what can be said, and the help that teaches it. What the
 //! commands do is in [`crate::commands`] and [`crate::app`].
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
@@ -58,6 +62,17 @@ pub enum Command {
     /// Find attacks in logs, mail, web and DNS
     #[command(subcommand)]
     Guardian(Guardian),
+    /// Serve the HTTP routes that a reverse proxy mounts where mPanel's are missing
+    #[command(
+        long_about = "Serve POST /api/cloudpods, POST /api/cloudpods/:id/actions, the reads beside them, /livez, \
+        /readyz and /openapi.json. It needs Postgres only: jobs go through the outbox, which every \
+        `mpanel-worker run` empties.\n\nFILE has one token a line, hashed, and mode 0600:\n  \
+        sha256:<hex> tenant:<uuid>|admin [user:<uuid>] [name]\n\nExample:\n  \
+        t=$(openssl rand -hex 24); echo \"sha256:$(printf %s $t | sha256sum | cut -d' ' -f1) admin\" > tokens; chmod 600 tokens\n  \
+        mpanel-worker api --listen 127.0.0.1:8790 --tokens tokens\n  \
+        curl -H \"Authorization: Bearer $t\" http://127.0.0.1:8790/api/cloudpods\n\nSIGHUP reads FILE again."
+    )]
+    Api(ApiArgs),
     /// Check the configuration and show where each value comes from
     #[command(
         long_about = "Check the configuration without using the network, and show each value with its origin; \
@@ -82,6 +97,17 @@ pub struct RunArgs {
     /// Stop when the queues are empty
     #[arg(long)]
     pub drain: bool,
+}
+
+/// Flags of `api`.
+#[derive(Debug, Args)]
+pub struct ApiArgs {
+    /// Where to listen; a proxy in front of it speaks TLS
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8790")]
+    pub listen: SocketAddr,
+    /// The token file
+    #[arg(long, value_name = "FILE")]
+    pub tokens: PathBuf,
 }
 
 /// Flags of `migrate`.

@@ -8,6 +8,7 @@
 //! | [`migrate`] | bringing the database up to date |
 //! | [`adapters`] | Proxmox and Postgres; they import no service |
 //! | [`services`] | what we do for mPanel; they never import each other |
+//! | [`api`] | the optional HTTP service |
 //! | [`app`] | wiring: what must be there, what must be right, what is served |
 //! | [`serve`], [`neighbours`] | the engine's workers; Node workers on the same queues |
 //! | [`intake`] | job rows that say `queued`, on their way to Redis |
@@ -19,6 +20,7 @@
 //! written before it is taken, and an effect that can be committed once.
 
 pub mod adapters;
+pub mod api;
 pub mod app;
 pub mod cli;
 pub mod commands;

@@ -8,7 +8,7 @@ use std::{
 use clap::Parser;
 use mpanel_worker::{
     adapters::db,
-    app,
+    api, app,
     cli::{Cli, Cloudpods, Command, Guardian},
     commands,
     config::{Config, LogConfig, Needs, Sources},
@@ -51,6 +51,7 @@ async fn dispatch(cli: &Cli) -> Result<(), Failed> {
     log(&config.log)?;
     match &cli.command {
         Command::Run(args) => Box::pin(app::run(config, args.drain)).await,
+        Command::Api(args) => Box::pin(api::serve(config, args.listen, &args.tokens)).await,
         Command::Migrate(args) => commands::migrate(&config, args).await,
         Command::Cloudpods(command) => {
             let db = db::pool(config.database.options.clone(), config.database.max_connections);

@@ -39,6 +39,7 @@ const SOURCES: &[(i64, &str, &str)] = &[
     (9, "fleet dns", include_str!("../../migrations/0009_fleet_dns.sql")),
     (10, "fleet drift", include_str!("../../migrations/0010_fleet_drift.sql")),
     (11, "fleet metrics", include_str!("../../migrations/0011_fleet_metrics.sql")),
+    (12, "fleet api", include_str!("../../migrations/0012_fleet_api.sql")),
 ];
 
 /// The database could not be brought up to date.

@@ -4,6 +4,7 @@
 //! mPanel's timestamps have no zone and hold UTC, whatever the session's time
 //! zone is: every statement writes `timezone('utc', now())`.
 
+pub mod api;
 pub mod books;
 pub mod changes;
 pub mod dns;

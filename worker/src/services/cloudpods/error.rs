@@ -20,6 +20,9 @@ pub enum CreateError {
     /// Fields are missing or absurd.
     #[error(transparent)]
     Payload(#[from] PayloadError),
+    /// The pod was deleted before it was made.
+    #[error("pod {0} was deleted before it was made")]
+    Deleted(Uuid),
     /// An operator cancelled the job.
     #[error("Cancelled by admin")]
     Cancelled,

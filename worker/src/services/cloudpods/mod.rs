@@ -15,6 +15,7 @@
 //! | `metrics` | what running pods use, and how they are by it |
 //! | `reconcile` | where books and Proxmox differ: found, told, mended where that is safe |
 //! | `handler` | the glue to the engine |
+//! | `routes` | the same over HTTP: rows and jobs, nothing on Proxmox |
 //!
 //! Every step may be interrupted by a crash and is entered again by the same
 //! functions: what was done is looked for on Proxmox and in the books before
@@ -42,6 +43,7 @@ pub mod plan;
 pub mod quota;
 pub mod reconcile;
 mod reserve;
+pub mod routes;
 mod run;
 mod sites;
 pub mod sweeps;

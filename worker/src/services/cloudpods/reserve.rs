@@ -21,7 +21,7 @@ use super::{
 use crate::adapters::db::{
     self, DbError, Tx, jobs, ledger,
     ledger::{Fence, JobRecord},
-    nodes,
+    nodes, operations,
     pods::{self, InstanceRow, NewPod},
     pools::{self, Taken},
 };
@@ -198,7 +198,13 @@ impl CreateService {
             Some(pod_id) => Some(pod_id),
             None => pods::of_job_row(tx, fence, KIND).await?,
         };
-        let Some(vmid) = spec.vmid else { return Ok(record.pod_id) };
+        let Some(vmid) = spec.vmid else {
+            // Our own API has made the row, with a VMID for the time being.
+            return match owned {
+                Some(pod_id) if record.pod_id.is_none() => self.waiting_pod(tx, pod_id, spec).await,
+                owned => Ok(owned),
+            };
+        };
         let Some(holder) = pods::by_vmid(tx, int(vmid)).await? else { return Ok(record.pod_id) };
         let ours = owned == Some(holder.id)
             && holder.tenant_id == spec.tenant_id
@@ -216,6 +222,21 @@ impl CreateService {
             format!("pod {id} ({hostname}, {status})")
         };
         Err(CreateError::VmidTaken { vmid, by })
+    }
+
+    /// The pod that our API made a row for, if it still waits to be made.
+    async fn waiting_pod(
+        &self,
+        tx: &mut Tx,
+        pod_id: Uuid,
+        spec: &CreateSpec,
+    ) -> Result<Option<Uuid>, CreateError> {
+        let pod = operations::lock_pod(tx, pod_id).await?.filter(|pod| pod.tenant_id == spec.tenant_id);
+        match pod {
+            Some(pod) if pod.deleted => Err(CreateError::Deleted(pod_id)),
+            Some(pod) if matches!(pod.status.as_str(), "provisioning" | "failed") => Ok(Some(pod_id)),
+            _ => Ok(None),
+        }
     }
 
     /// Locks the candidates in order and takes the first that still fits.
@@ -323,6 +344,7 @@ async fn take_vmid(
 ) -> Result<i32, CreateError> {
     let vmid = match (wanted.spec.vmid, wanted.moved_from) {
         (Some(vmid), None) => int(vmid),
+        (None, None) if let Some(vmid) = kept_vmid(tx, survey, pod_id).await? => vmid,
         _ => pods::free_vmid(tx, cluster_id, &survey.vmids())
             .await?
             .ok_or(CreateError::NoFreeVmid(cluster_id))?,
@@ -331,6 +353,12 @@ async fn take_vmid(
         .await?
         .map_err(|by| CreateError::VmidTaken { vmid: u32::try_from(vmid).unwrap_or_default(), by })?;
     Ok(vmid)
+}
+
+/// The VMID that the pod's row has for the time being, unless a guest is there.
+async fn kept_vmid(tx: &mut Tx, survey: &Survey, pod_id: Uuid) -> Result<Option<i32>, CreateError> {
+    let row = operations::lock_pod(tx, pod_id).await?;
+    Ok(row.map(|row| row.vmid).filter(|vmid| !survey.vmids().contains(vmid)))
 }
 
 fn is_vmid_clash(error: &DbError) -> bool {

@@ -28,6 +28,7 @@ mod scale;
 
 use std::{fmt, time::Duration};
 
+use mpanel_protocol::payload::PayloadError;
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio::time::sleep;
@@ -78,6 +79,14 @@ struct Work<'a> {
     in_our_books: bool,
     begun: Begun,
     requested_by: Option<String>,
+}
+
+/// Whether a payload makes sense, before it becomes a job.
+///
+/// # Errors
+/// [`PayloadError`] with every problem.
+pub fn check(operation: Operation, payload: &Value) -> Result<(), PayloadError> {
+    request::read(operation, payload).map(drop)
 }
 
 impl OperationService {
